@@ -1,0 +1,16 @@
+//! `config`.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+
+/// The arguments of `config`.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {}
+
+/// Runs `config`.
+pub(crate) fn run(_topology: &Path, _arguments: &Arguments) -> Result<ExitCode> {
+    Ok(ExitCode::from(1))
+}

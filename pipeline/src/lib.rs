@@ -1,0 +1,58 @@
+//! Reads raw ticket events from a Kafka topic and says, exactly once and in
+//! order, what changed.
+//!
+//! The modules in the order in which a record flows through them:
+//!
+//! ```text
+//!  topology    what is read, derived and written, as a validated value
+//!  record      bytes at topic, partition, offset: what comes in, what goes out
+//!  json        bytes to a strict, borrowed JSON document
+//!  envelope    bytes of a raw record to an envelope, or the reason why not
+//!  ticket      what a ticket says of each tracked field
+//!  derive      what changed: one verdict for each rule
+//!  entry       what is remembered of one ticket, and its encoding
+//!  outgoing    forwarded, derived and dead-letter records: bytes and headers
+//!  truncate    the size limit
+//!  task        one input partition: a record in; outgoing records and overlay out
+//!  clients     the Kafka clients' configuration
+//!  store       committed state on disk, overlay in memory, positions
+//!  restore     bring a store to where the log says it should be
+//!  transaction begin, send, commit, abort; what an error asks of the worker
+//!  worker      the loop: poll, process, commit, apply; rebalance, shutdown
+//!  topics      what the topics must be like, and making them so
+//!  lines       records as lines of JSON, for people and tests
+//! ```
+
+pub mod topology;
+
+pub mod record;
+
+pub mod json;
+
+pub mod envelope;
+
+pub mod ticket;
+
+pub mod derive;
+
+pub mod entry;
+
+pub mod outgoing;
+
+pub mod truncate;
+
+pub mod task;
+
+pub mod clients;
+
+pub mod store;
+
+pub mod restore;
+
+pub mod transaction;
+
+pub mod worker;
+
+pub mod topics;
+
+pub mod lines;

@@ -1,0 +1,224 @@
+//! `topology.yaml` as a value: what is read, what is derived and what is
+//! written, validated before anything connects.
+
+use std::path::PathBuf;
+
+/// Which topics feed which store, rules and outputs, and how.
+#[derive(Debug, Clone)]
+pub struct Topology {
+    /// The consumer group; the internal topics and transactional ids begin with it.
+    pub group: String,
+    /// Where raw ticket events come from.
+    pub source: Source,
+    /// Copies of late records go here.
+    pub late_topic: String,
+    /// Records that cannot be used go here.
+    pub dead_letter_topic: String,
+    /// The compacted topic from which a store can be rebuilt.
+    pub changelog_topic: String,
+    /// The log of processed event ids and input positions.
+    pub ids_topic: String,
+    /// Where raw records are re-keyed; used with [`KeyedBy::Nothing`] only.
+    pub rekeyed_topic: String,
+    /// Settings of the topics that we create.
+    pub topic_settings: TopicSettings,
+    /// Every event type with its topic: the contract's 25, the alias, then the
+    /// types of user rules. Indexed by [`EventTypeIndex`].
+    pub event_types: Vec<EventType>,
+    /// What is derived, in the order of emission within one source event.
+    pub rules: Vec<Rule>,
+    /// What is late, what is a duplicate, what becomes of native specifics.
+    pub policies: Policies,
+    /// Where the stores live, and how they are kept.
+    pub state: State,
+    /// Threads, identity and pace.
+    pub runtime: Runtime,
+    /// A bound on everything that could grow.
+    pub limits: Limits,
+    /// How Kafka is reached.
+    pub kafka: Kafka,
+}
+
+/// The raw topic.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Its name, `ticket.raw` by default.
+    pub topic: String,
+    /// How many partitions it gets where it does not exist yet.
+    pub partitions: i32,
+    /// What its records' keys are.
+    pub keyed_by: KeyedBy,
+}
+
+/// What the keys of the raw topic's records are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyedBy {
+    /// The ticket uid, partitioned by murmur2.
+    TicketUid,
+    /// Nothing that can be relied on: records are re-keyed first.
+    Nothing,
+}
+
+/// Settings of the topics that we create.
+#[derive(Debug, Clone)]
+pub struct TopicSettings {
+    /// `retention.ms`; -1 keeps records for ever.
+    pub retention_ms: i64,
+    /// -1 leaves it to the broker's default.
+    pub replication_factor: i32,
+}
+
+/// An index into [`Topology::event_types`].
+pub type EventTypeIndex = usize;
+
+/// One event type and its topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventType {
+    /// `ticket:status:changed`.
+    pub name: String,
+    /// `ticket.status.changed`; the alias has the topic of its original.
+    pub topic: String,
+    /// One of the contract's 25 types or the alias: raw records of it are
+    /// forwarded. A user rule's type is not; as a raw record's it is unknown.
+    pub native: bool,
+}
+
+/// What is tracked of a ticket, and the event types that say that it changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// How the field is read and compared.
+    pub kind: Kind,
+    /// `change.field` of the derived event.
+    pub field: String,
+    /// Member names below the ticket, one path after another; the first that is
+    /// present decides. Never empty, nor is a path or a member name of it.
+    pub paths: Vec<Vec<String>>,
+    /// A reference's `X.email` is read and written too.
+    pub email: bool,
+    /// The event types.
+    pub events: RuleEvents,
+    /// Names the field in the store: a digest of kind and paths, so that a
+    /// renamed or moved rule finds its known values again. Two rules may share
+    /// it only where kind and paths are the same.
+    pub store_key: [u8; 4],
+}
+
+/// The kinds of field that a rule can track.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Something with an identity, and perhaps a name.
+    Reference,
+    /// A boolean.
+    Flag,
+    /// Any JSON value.
+    Scalar,
+    /// A set of identities.
+    Set,
+    /// A map of key to value; every key has changes of its own.
+    Map,
+}
+
+/// Which event type a change becomes; a direction that is `None` derives nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RuleEvents {
+    /// Any kind: every change becomes this type.
+    One(EventTypeIndex),
+    /// Flags.
+    OnOff {
+        /// From false to true.
+        on: Option<EventTypeIndex>,
+        /// From true to false.
+        off: Option<EventTypeIndex>,
+    },
+    /// Maps.
+    AddedRemovedChanged {
+        /// A value where there was none.
+        added: Option<EventTypeIndex>,
+        /// None where there was a value.
+        removed: Option<EventTypeIndex>,
+        /// Another value.
+        changed: Option<EventTypeIndex>,
+    },
+}
+
+/// What is late, what is a duplicate, what becomes of native specifics.
+#[derive(Debug, Clone)]
+pub struct Policies {
+    /// What decides whether an event is late.
+    pub ordering: Ordering,
+    /// What becomes of the specific events that the platform publishes itself.
+    pub native_specifics: NativeSpecifics,
+    /// How long event ids, announcements and deletion marks are remembered, in
+    /// milliseconds of stream time; 24 h at least.
+    pub dedupe_window_ms: i64,
+    /// Whether CloudEvents headers are written.
+    pub cloudevents: bool,
+}
+
+/// What decides whether an event is late.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ordering {
+    /// The envelope's timestamp.
+    Timestamp,
+    /// The log's order is the truth: nothing is late.
+    Offset,
+}
+
+/// What becomes of the specific events that the platform publishes itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NativeSpecifics {
+    /// A change reaches its topic once, whichever came first.
+    Once,
+    /// All are emitted.
+    Both,
+    /// Native ones are dropped and counted.
+    Drop,
+}
+
+/// Where the stores live, and how they are kept.
+#[derive(Debug, Clone)]
+pub struct State {
+    /// The state directory.
+    pub dir: PathBuf,
+    /// A store is flushed after so many changelog records,
+    pub flush_records_max: u64,
+    /// or after so many milliseconds, whichever comes first.
+    pub flush_interval_ms: u64,
+}
+
+/// Threads, identity and pace.
+#[derive(Debug, Clone)]
+pub struct Runtime {
+    /// Worker threads; `None` is one for each core. Never more than partitions.
+    pub workers: Option<usize>,
+    /// A name that survives restarts; `None` keeps one in the state directory.
+    pub instance: Option<String>,
+    /// The longest time that a record waits for its transaction to commit.
+    pub commit_interval_ms: u64,
+}
+
+/// A bound on everything that could grow.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// The largest value of an outgoing record, in bytes.
+    pub record_bytes_max: usize,
+    /// The most records of one transaction.
+    pub batch_records_max: usize,
+    /// The most bytes of raw records in one transaction.
+    pub batch_bytes_max: usize,
+    /// Memory for caches, overlays, queues and fetch buffers together, in MiB.
+    pub memory_mb: usize,
+}
+
+/// How Kafka is reached. The maps hold librdkafka's own property names.
+#[derive(Debug, Clone)]
+pub struct Kafka {
+    /// `bootstrap.servers`.
+    pub brokers: String,
+    /// For every client.
+    pub properties: Vec<(String, String)>,
+    /// For consumers.
+    pub consumer: Vec<(String, String)>,
+    /// For producers.
+    pub producer: Vec<(String, String)>,
+}
