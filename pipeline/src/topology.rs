@@ -222,3 +222,11 @@ pub struct Kafka {
     /// For producers.
     pub producer: Vec<(String, String)>,
 }
+
+impl Topology {
+    /// The place of an event type of that name.
+    #[must_use]
+    pub fn event_type(&self, name: &str) -> Option<EventTypeIndex> {
+        self.event_types.iter().position(|event_type| event_type.name == name)
+    }
+}
