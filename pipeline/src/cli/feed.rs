@@ -80,9 +80,7 @@ fn empty_partitions(topology: &Topology) -> Result<i32> {
     ensure!(partitions > 0, "topic {topic} does not exist; run `ticket-pipeline topics apply` first");
     let partitions = i32::try_from(partitions).context("count partitions")?;
     for partition in 0..partitions {
-        let (_, end) = asker
-            .fetch_watermarks(topic, partition, ANSWER_TIMEOUT)
-            .with_context(|| format!("ask for the end of {topic} partition {partition}"))?;
+        let (_, end) = topics::bounds(&asker, topic, partition)?;
         ensure!(
             end == 0,
             "topic {topic} is not empty: partition {partition} already reaches to offset {end}. Lines are fed \

@@ -3,6 +3,7 @@
 //! What is right is the library's to say; this prints it.
 
 use std::fmt::Write as _;
+use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -59,11 +60,13 @@ pub(crate) fn run(topology: &Path, arguments: &Arguments) -> Result<ExitCode> {
 
 fn plan(topology: &Topology) -> Result<ExitCode> {
     let plan = topics::plan(topology)?;
-    print!("{}", table(&plan));
-    for warning in &plan.warnings {
-        println!("\nwarning: {warning}");
+    let warnings: String = plan.warnings.iter().map(|warning| format!("\nwarning: {warning}\n")).collect();
+    let text = format!("{}{warnings}\n{}\n", table(&plan), what_next(&plan));
+    // Whoever closed the pipe has seen enough; the exit code still says how things stand.
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error.into()),
+        _ => {}
     }
-    println!("\n{}", what_next(&plan));
     Ok(ExitCode::from(u8::from(!plan.is_done())))
 }
 

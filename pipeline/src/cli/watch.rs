@@ -12,6 +12,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::{Args, ValueEnum};
 use jiff::{SignedDuration, Timestamp};
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 use serde::{Deserialize, Deserializer};
@@ -21,15 +22,15 @@ use ticket_pipeline::{clients, topics};
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL_TIMEOUT: Duration = Duration::from_millis(200);
-/// Brokers that stay away for so long end the watching.
-const AWAY_MAX: Duration = Duration::from_secs(60);
+/// A number from here on is milliseconds since the epoch, else seconds.
+const MILLISECONDS_FROM: f64 = 100_000_000_000.0;
 /// The longest value that is shown whole, in characters.
 const VALUE_CHARACTERS_MAX: usize = 60;
 
 /// The arguments of `watch`.
 #[derive(Debug, Args)]
 #[command(after_help = "A line is the event's time, the ticket and what changed:
-  2016-02-29T05:30:00Z  INC0000047  status  New -> Active
+  2016-02-29T05:30:00Z  INC0000047    status         New -> Active
 Only what is committed is shown. Events that the platform published itself are marked native.
 Order is kept for each ticket. NO_COLOR turns colours off, as does a pipe.
 
@@ -117,18 +118,13 @@ fn assign(
             anyhow!("topic {name} does not exist; run `ticket-pipeline topics apply` first")
         })?;
         for partition in found.partitions() {
-            let offset = if from == From::Now { Offset::End } else { Offset::Beginning };
+            let offset = match from {
+                From::Beginning => Offset::Beginning,
+                // Asked for here and not left to the client: whatever comes after the first word to the
+                // person is shown.
+                From::Now => Offset::Offset(topics::bounds(reader, name, partition.id())?.1),
+            };
             assignment.add_partition_offset(name, partition.id(), offset)?;
-        }
-    }
-    if from == From::Now {
-        // Asked for here and not left to the client: what comes after the first word to the person is shown.
-        assignment =
-            reader.offsets_for_times(assignment, ANSWER_TIMEOUT).context("ask for the topics' ends")?;
-        for end in assignment.elements() {
-            end.error().with_context(|| {
-                format!("ask for the end of {} partition {}", end.topic(), end.partition())
-            })?;
         }
     }
     reader.assign(&assignment).context("read the derived topics")?;
@@ -140,7 +136,7 @@ fn follow(reader: &BaseConsumer, arguments: &Arguments) -> Result<()> {
     let colours = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
     let mut out = io::stdout().lock();
     let mut last = Instant::now();
-    let mut away: Option<Instant> = None;
+    let mut noted = None;
     let mut counts = (0_u64, 0_u64);
     loop {
         let left = arguments.until_idle.map(|idle| idle.saturating_sub(last.elapsed()));
@@ -150,7 +146,7 @@ fn follow(reader: &BaseConsumer, arguments: &Arguments) -> Result<()> {
         match reader.poll(left.map_or(POLL_TIMEOUT, |left| left.min(POLL_TIMEOUT))) {
             None => {}
             Some(Ok(record)) => {
-                away = None;
+                noted = None;
                 let seen = describe(record.payload().unwrap_or_default());
                 if !is_asked_for(&seen, &arguments.types) {
                     continue;
@@ -160,11 +156,13 @@ fn follow(reader: &BaseConsumer, arguments: &Arguments) -> Result<()> {
                 counts.1 += u64::from(!seen.derived);
                 writeln!(out, "{}", line(&record, &seen, colours))?;
             }
-            // librdkafka connects again by itself; only a long absence is worth ending for.
+            Some(Err(error)) if is_final(&error) => return Err(error).context("read the derived topics"),
             Some(Err(error)) => {
-                let since = *away.get_or_insert_with(Instant::now);
-                if since.elapsed() > AWAY_MAX {
-                    return Err(error).context("read the derived topics");
+                // librdkafka connects again by itself, and repeats itself until then.
+                let note = error.to_string();
+                if noted.as_ref() != Some(&note) {
+                    eprintln!("{note}; reading on");
+                    noted = Some(note);
                 }
             }
         }
@@ -172,6 +170,25 @@ fn follow(reader: &BaseConsumer, arguments: &Arguments) -> Result<()> {
     out.flush()?;
     eprintln!("{} derived and {} native events", counts.0, counts.1);
     Ok(())
+}
+
+/// An error that no waiting mends.
+fn is_final(error: &KafkaError) -> bool {
+    let code = error.rdkafka_error_code();
+    code.is_some_and(|code| {
+        use RDKafkaErrorCode::{
+            Authentication, ClusterAuthorizationFailed, Fatal, SaslAuthenticationFailed,
+            TopicAuthorizationFailed,
+        };
+        matches!(
+            code,
+            Authentication
+                | ClusterAuthorizationFailed
+                | Fatal
+                | SaslAuthenticationFailed
+                | TopicAuthorizationFailed
+        )
+    })
 }
 
 /// A topic may carry an alias's events beside those of the type that was asked for.
@@ -191,7 +208,7 @@ fn line(record: &BorrowedMessage<'_>, seen: &Seen, colours: bool) -> String {
     // Padded before it is painted: colours have no width.
     let time = format!("{:<20}", time.unwrap_or_default());
     let ticket = format!("{:<12}", printable(&ticket));
-    let subject = format!("{:<24}", seen.subject);
+    let subject = format!("{:<13}", seen.subject);
     format!(
         "{}  {}  {}  {}",
         paint("2", &time),
@@ -304,11 +321,11 @@ fn in_words(change: &Change<'_>) -> (String, String) {
     }
     let words = match (change.from, change.to) {
         (Some(from), Some(to)) => references(from, to).unwrap_or_else(|| {
-            let [from, to] = [from, to].map(|value| printable(value.get()));
+            let [from, to] = [from, to].map(value);
             format!("{from} -> {to}")
         }),
-        (None, Some(to)) => format!("added {}", printable(to.get())),
-        (Some(from), None) => format!("removed {}", printable(from.get())),
+        (None, Some(to)) => format!("added {}", value(to)),
+        (Some(from), None) => format!("removed {}", value(from)),
         (None, None) => String::new(),
     };
     match &change.key {
@@ -340,13 +357,22 @@ fn references(from: &RawValue, to: &RawValue) -> Option<String> {
     Some(format!("{} -> {}", show(from), show(to)))
 }
 
-/// A timestamp as UTC to the second, where it is one of RFC 3339; else as it came.
+/// A JSON value; strings without the escapes that they need not have.
+fn value(json: &RawValue) -> String {
+    let text = serde_json::from_str::<String>(json.get()).ok();
+    printable(&text.map_or_else(|| json.get().to_owned(), |text| format!("{text:?}")))
+}
+
+/// A timestamp as UTC to the second, where it can be read; else as it came.
 fn time(json: &str) -> String {
     let text = serde_json::from_str::<String>(json).unwrap_or_else(|_| json.to_owned());
-    match text.parse::<Timestamp>() {
-        Ok(time) => time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-        Err(_) => printable(&text),
-    }
+    let time = text.parse::<Timestamp>().ok().or_else(|| {
+        // Read as floating point: to the second that is exact enough for the eye.
+        let number = text.parse::<f64>().ok()?;
+        let seconds = if number < MILLISECONDS_FROM { number } else { number / 1000.0 };
+        Timestamp::from_second(seconds.floor() as i64).ok()
+    });
+    time.map_or_else(|| printable(&text), |time| time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
 }
 
 /// One line of bounded length that cannot steer a terminal.
@@ -422,7 +448,7 @@ mod tests {
         let seen = describe(native.as_bytes());
         assert!(!seen.derived);
         assert_eq!((seen.subject.as_str(), seen.change.as_str()), ("native", "ticket:assigned"));
-        assert_eq!(seen.time.as_deref(), Some("1767574147.5"));
+        assert_eq!(seen.time.as_deref(), Some("2026-01-05T00:49:07Z"));
     }
 
     #[test]
@@ -436,6 +462,9 @@ mod tests {
     fn times_are_shown_in_utc() {
         let seen = describe(derived(r#"{"field":"x"}"#).as_bytes());
         assert_eq!(seen.time.as_deref(), Some("2026-01-05T01:06:12Z"));
+        assert_eq!(time("1767574933454"), "2026-01-05T01:02:13Z");
+        assert_eq!(time("\"1.7675749330e9\""), "2026-01-05T01:02:13Z");
+        assert_eq!(time("\"yesterday\""), "yesterday");
     }
 
     #[test]

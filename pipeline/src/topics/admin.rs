@@ -3,6 +3,7 @@
 //! It does not know what the topics should be like. Every wait has a bound.
 
 use std::collections::BTreeMap;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -25,6 +26,8 @@ use crate::topology::Kafka;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a broker may take to make or alter topics.
 const ALTERATION_TIMEOUT: Duration = Duration::from_secs(60);
+/// The pause before a question is asked again.
+pub(super) const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 /// A connection for questions about topics, and for altering them.
 pub(super) struct Cluster {
@@ -162,9 +165,7 @@ impl Cluster {
         let mut waiting = Vec::new();
         let mut assignment = TopicPartitionList::new();
         for partition in 0..partitions {
-            let (low, high) = reader
-                .fetch_watermarks(topic, partition, ANSWER_TIMEOUT)
-                .with_context(|| format!("ask for the offsets of {topic} partition {partition}"))?;
+            let (low, high) = bounds(&reader, topic, partition)?;
             if low < high {
                 assignment.add_partition_offset(topic, partition, Offset::Offset(low))?;
                 waiting.push(partition);
@@ -188,6 +189,26 @@ impl Cluster {
             oldest = oldest.into_iter().chain(timestamp_ms).min();
         }
         Ok(oldest)
+    }
+}
+
+/// The partition's first offset and its end; to a reader of committed records
+/// the end is where the oldest open transaction begins.
+///
+/// # Errors
+/// Where no broker leads the partition and answers. A topic that was made this
+/// moment has no leader yet, so that it is asked for until the time is over.
+pub fn bounds(reader: &BaseConsumer, topic: &str, partition: i32) -> Result<(i64, i64)> {
+    let deadline = Instant::now() + ANSWER_TIMEOUT;
+    loop {
+        match reader.fetch_watermarks(topic, partition, ANSWER_TIMEOUT) {
+            Ok(bounds) => return Ok(bounds),
+            Err(error) if Instant::now() > deadline => {
+                return Err(error)
+                    .with_context(|| format!("ask for the end of {topic} partition {partition}"));
+            }
+            Err(_) => thread::sleep(ASK_AGAIN),
+        }
     }
 }
 

@@ -11,19 +11,18 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Result, bail};
 
 use crate::topology::Topology;
-use admin::Cluster;
+use admin::{ASK_AGAIN, Cluster};
 
 mod admin;
 mod compare;
 mod wanted;
 
-pub use admin::no_answer;
+pub use admin::{bounds, no_answer};
 pub use compare::{Difference, Found, FoundSetting, Standing, compare};
 pub use wanted::{Must, RawTopic, Role, Setting, Wanted, wanted};
 
 /// How long what was made or altered may take to be seen by a later question.
 const SEEN_TIMEOUT: Duration = Duration::from_secs(30);
-const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 /// How every topic of the topology stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
