@@ -1,5 +1,5 @@
-# Shared by the scripts beside it: how they speak, and how they treat processes.
-# It knows nothing of Kafka, of the build, or of the pipeline.
+# Shared by the scripts beside it: how they speak, treat processes, and find Java and Kafka.
+# It knows nothing of the build or of the pipeline.
 # shellcheck shell=bash
 
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -82,4 +82,36 @@ start_detached() {
     pid=$!
     printf '%s\n' "$pid" >"$file.$$"
     mv "$file.$$" "$file"
+}
+
+listens() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
+# kafka_answers PORT: asks for the cluster's metadata in Kafka's own protocol (Metadata, version 1, no
+# topics): an open port is not yet a broker, and a Java tool would take a second.
+# The answer is: size, correlation id, number of brokers, four bytes each.
+kafka_answers() {
+    local bytes
+    bytes=$(
+        # The subshell's errors are a refused or closed connection: no answer.
+        exec 2>/dev/null 3<>"/dev/tcp/127.0.0.1/$1" || exit 0
+        printf '\0\0\0\x10\0\x03\0\x01\0\0\0\x07\0\x02up\0\0\0\0' >&3
+        timeout 5 head -c 12 <&3 | od -An -tu1 | tr -s ' \n' ' '
+    ) || return 1
+    [[ $bytes == *" 0 0 0 7 0 0 0 "[1-9]* ]]
+}
+
+java_major() { "$1" -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p' | head -n 1; }
+
+# The first Java that Kafka can run on: $JAVA_HOME's, the path's, then whatever Debian has.
+find_java() {
+    local candidate major
+    for candidate in ${JAVA_HOME:+"$JAVA_HOME/bin/java"} "$(command -v java || true)" /usr/lib/jvm/*/bin/java; do
+        [[ -x $candidate ]] || continue
+        major=$(java_major "$candidate")
+        if ((${major:-0} >= 17)); then
+            printf '%s\n' "$candidate"
+            return
+        fi
+    done
+    return 1
 }
