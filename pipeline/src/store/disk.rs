@@ -53,10 +53,15 @@ pub struct Positions {
     /// In the ids log.
     pub ids: i64,
     /// In the input partition; it and the stream time follow the ids log, whose
-    /// commit records hold them.
+    /// commit records hold them. [`Positions::NO_INPUT`] before the first of them.
     pub input: i64,
     /// The greatest Kafka timestamp of the input records before that position.
     pub stream_time_ms: i64,
+}
+
+impl Positions {
+    /// No commit record was read yet, so the input position is not known.
+    pub const NO_INPUT: i64 = -1;
 }
 
 /// Writes that enter the disk together.
