@@ -147,17 +147,19 @@ enum Stage {
     /// Offsets that a transaction holds back are not known yet.
     Committed(Store),
     /// The log's last stable offset may lie before what is committed.
-    Settle { store: Store, committed: Option<Committed>, targets: Ends },
+    Settle(Course),
     /// First the changelog, then the ids log.
-    Read {
-        store: Store,
-        committed: Option<Committed>,
-        targets: Ends,
-        positions: Positions,
-        reader: Option<Reader>,
-    },
+    Read(Course, Positions, Option<Reader>),
     /// Handed over.
     Done,
+}
+
+/// A store, and where it is to be brought to.
+#[derive(Debug)]
+struct Course {
+    store: Store,
+    committed: Option<Committed>,
+    targets: Ends,
 }
 
 #[derive(Debug, Default)]
@@ -243,10 +245,8 @@ impl Restore {
                 None => self.wait(Stage::Open, "its store is still open in another worker"),
             },
             Stage::Committed(store) => self.ask_committed(setup, consumer, store),
-            Stage::Settle { store, committed, targets } => self.settle(setup, store, committed, targets),
-            Stage::Read { store, committed, targets, positions, reader } => {
-                self.read(setup, store, committed, targets, positions, reader)
-            }
+            Stage::Settle(course) => self.settle(setup, consumer, course),
+            Stage::Read(course, positions, reader) => self.read(setup, consumer, course, positions, reader),
             Stage::Done => Err(Trouble::Stop(anyhow!("restore partition {} again", self.partition))),
         }
     }
@@ -288,7 +288,7 @@ impl Restore {
                     Some(ends) => ends,
                     None => self.true_ends(setup)?,
                 };
-                self.go_on(Stage::Settle { store, committed, targets })
+                self.go_on(Stage::Settle(Course { store, committed, targets }))
             }
             Err(Trouble::Again(why)) => self.wait(Stage::Committed(store), &why),
             Err(trouble) => Err(trouble),
@@ -304,16 +304,16 @@ impl Restore {
         })
     }
 
-    fn settle(
+    fn settle<C: ConsumerContext>(
         &mut self,
         setup: &Setup,
-        mut store: Store,
-        committed: Option<Committed>,
-        targets: Ends,
+        consumer: &BaseConsumer<C>,
+        mut course: Course,
     ) -> Result<Progress, Trouble> {
-        let at = store.positions();
+        let targets = course.targets;
+        let at = course.store.positions();
         if at.is_some_and(|at| at.changelog == targets.changelog && at.ids == targets.ids) {
-            return self.finish(setup, store, committed, targets);
+            return self.finish(setup, consumer, course);
         }
         let topology = &setup.topology;
         let reader = create(&clients::reader(topology))?;
@@ -332,15 +332,15 @@ impl Restore {
                     topology.ids_topic
                 )));
             }
-            return self.wait(Stage::Settle { store, committed, targets }, "a transaction is not decided");
+            return self.wait(Stage::Settle(course), "a transaction is not decided");
         }
         let lows = Ends { changelog: changelog_low, ids: ids_low };
-        let plan = Plan::make(at, targets, lows, store.idle_ms(), setup.delete_retention_ms / 2);
+        let plan = Plan::make(at, targets, lows, course.store.idle_ms(), setup.delete_retention_ms / 2);
         if let Some(why) = plan.wipe {
             tracing::warn!(partition = self.partition, why, "wiping the store: the changelog restores it");
-            store = store.wipe()?;
+            course.store = course.store.wipe()?;
         }
-        let known = store.positions();
+        let known = course.store.positions();
         let positions = Positions {
             changelog: plan.from.changelog,
             ids: plan.from.ids,
@@ -355,28 +355,28 @@ impl Restore {
             ids_to = targets.ids,
             "restoring"
         );
-        self.go_on(Stage::Read { store, committed, targets, positions, reader: None })
+        self.go_on(Stage::Read(course, positions, None))
     }
 
-    fn read(
+    fn read<C: ConsumerContext>(
         &mut self,
         setup: &Setup,
-        mut store: Store,
-        committed: Option<Committed>,
-        targets: Ends,
+        consumer: &BaseConsumer<C>,
+        mut course: Course,
         mut positions: Positions,
         reader: Option<Reader>,
     ) -> Result<Progress, Trouble> {
+        let targets = course.targets;
         let reader = match reader {
             Some(reader) => Some(reader),
             None => Reader::open(setup, self.partition, &positions, targets)?,
         };
         let Some(reader) = reader else {
             // What the targets name may be gone (a compacted tombstone, a marker).
-            if store.positions() != Some(positions) {
-                store.write(Writes::default(), &positions)?;
+            if course.store.positions() != Some(positions) {
+                course.store.write(Writes::default(), &positions)?;
             }
-            return self.finish(setup, store, committed, targets);
+            return self.finish(setup, consumer, course);
         };
         let mut writes = Writes::default();
         let (records, ended) =
@@ -394,22 +394,22 @@ impl Restore {
             _ => false,
         };
         if records > 0 || ended {
-            store.write(writes, &positions)?;
-            store.flush_if_due(Instant::now())?;
+            course.store.write(writes, &positions)?;
+            course.store.flush_if_due(Instant::now())?;
         }
         let left = (targets.changelog - positions.changelog) + (targets.ids - positions.ids);
         let reader = (!ended).then_some(reader);
-        self.stage = Stage::Read { store, committed, targets, positions, reader };
+        self.stage = Stage::Read(course, positions, reader);
         Ok(Progress::Left(left))
     }
 
-    fn finish(
+    fn finish<C: ConsumerContext>(
         &mut self,
         setup: &Setup,
-        store: Store,
-        committed: Option<Committed>,
-        ends: Ends,
+        consumer: &BaseConsumer<C>,
+        course: Course,
     ) -> Result<Progress, Trouble> {
+        let Course { store, committed, targets: ends } = course;
         let at = store.positions();
         let state = at.map(|at| at.input).filter(|input| *input != Positions::NO_INPUT);
         if state.is_none() && (ends.changelog > 0) {
@@ -422,7 +422,7 @@ impl Restore {
             )));
         }
         let start = Start::judge(state, committed.map(|committed| committed.position));
-        let position = self.position(setup, start)?;
+        let position = self.position(setup, consumer, start)?;
         tracing::info!(
             partition = self.partition,
             position,
@@ -434,11 +434,15 @@ impl Restore {
         Ok(Progress::Done(Box::new(Restored { store, position, ends, stream_time_ms })))
     }
 
-    fn position(&self, setup: &Setup, start: Start) -> Result<i64, Trouble> {
+    fn position<C: ConsumerContext>(
+        &self,
+        setup: &Setup,
+        consumer: &BaseConsumer<C>,
+        start: Start,
+    ) -> Result<i64, Trouble> {
         let partition = self.partition;
         let topic = &setup.topology.source.topic;
-        let reader = create(&clients::reader(&setup.topology))?;
-        let (low, _) = watermarks(&reader, topic, partition)?;
+        let (low, _) = watermarks(consumer, topic, partition)?;
         let position = match start {
             Start::Beginning => return Ok(low),
             Start::Level(position) => position,
@@ -625,7 +629,11 @@ fn create(config: &rdkafka::ClientConfig) -> Result<BaseConsumer<Logs>, Trouble>
     Ok(config.create_with_context(Logs).context("create a client")?)
 }
 
-fn watermarks(client: &BaseConsumer<Logs>, topic: &str, partition: i32) -> Result<(i64, i64), Trouble> {
+fn watermarks<C: ConsumerContext>(
+    client: &BaseConsumer<C>,
+    topic: &str,
+    partition: i32,
+) -> Result<(i64, i64), Trouble> {
     client.fetch_watermarks(topic, partition, QUERY_TIMEOUT).map_err(|error| {
         let what = format!("ask where {topic} [{partition}] ends");
         if is_passing(&error) {
