@@ -1,1 +1,3 @@
 //! The guarantees, one module each, on a real broker.
+
+mod tidy;

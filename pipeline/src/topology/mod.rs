@@ -1,7 +1,24 @@
 //! `topology.yaml` as a value: what is read, what is derived and what is
 //! written, validated before anything connects.
+//!
+//! Knows no broker, no record and no state: whether the topics are as the
+//! topology says is for [`crate::topics`] to find out.
 
-use std::path::PathBuf;
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+pub use mistakes::{Mistake, Mistakes};
+pub use section::{written_duration, written_size};
+
+mod environment;
+mod event_types;
+mod kafka;
+mod mistakes;
+mod properties;
+mod rules;
+mod section;
+mod validate;
+mod yaml;
 
 /// Which topics feed which store, rules and outputs, and how.
 #[derive(Debug, Clone)]
@@ -37,6 +54,8 @@ pub struct Topology {
     pub limits: Limits,
     /// How Kafka is reached.
     pub kafka: Kafka,
+    /// The inverse of `event_types`.
+    event_type_indexes: HashMap<String, EventTypeIndex>,
 }
 
 /// The raw topic.
@@ -210,8 +229,11 @@ pub struct Limits {
     pub memory_mb: usize,
 }
 
-/// How Kafka is reached. The maps hold librdkafka's own property names.
-#[derive(Debug, Clone)]
+/// How Kafka is reached. The maps hold librdkafka's own property names; where it
+/// has two for one property, the one that Kafka's Java client has too
+/// (`linger.ms`, `compression.type`, `max.partition.fetch.bytes`,
+/// `sasl.mechanism`). Its `Debug` masks secrets.
+#[derive(Clone)]
 pub struct Kafka {
     /// `bootstrap.servers`.
     pub brokers: String,
@@ -222,3 +244,97 @@ pub struct Kafka {
     /// For producers.
     pub producer: Vec<(String, String)>,
 }
+
+/// The topology that is shipped with the program; what a user's leaves out is as
+/// in here, so this file is the only place where a default stands.
+const SHIPPED: &str = include_str!("../../../topology.yaml");
+
+impl Topology {
+    /// Reads and validates a file, with variables from the environment.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, or that it cannot be read.
+    pub fn load(path: &Path) -> Result<Topology, Mistakes> {
+        let file_name = path.display().to_string();
+        let refuse = |line: usize, what: String, remedy: &str| {
+            let mut mistakes = Mistakes::of(&file_name);
+            mistakes.note(line, what, remedy);
+            mistakes
+        };
+        let bytes = std::fs::read(path).map_err(|error| {
+            refuse(0, format!("read the file: {error}"), "give the path of a topology with --topology")
+        })?;
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let sound = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
+            let line = sound.iter().filter(|byte| **byte == b'\n').count() + 1;
+            refuse(line, "this is not UTF-8".to_owned(), "save the file as UTF-8")
+        })?;
+        Topology::parse(&file_name, &text, &|name| std::env::var(name).ok())
+    }
+
+    /// Validates a topology's text; `file_name` is what mistakes call it,
+    /// `environment` gives a variable's value.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn parse(
+        file_name: &str,
+        text: &str,
+        environment: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Topology, Mistakes> {
+        let mut mistakes = Mistakes::of(file_name);
+        let defaults = yaml::read(SHIPPED, environment, &mut mistakes).map(yaml::Node::without_lines);
+        let document = yaml::read(text, environment, &mut mistakes);
+        // Half a tree would bring mistakes that are none.
+        if mistakes.len() > 0 && document.is_none() {
+            return Err(mistakes.sorted());
+        }
+        match validate::validate(document.as_ref(), defaults.as_ref(), &mut mistakes) {
+            Some(topology) if mistakes.len() == 0 => Ok(topology),
+            _ => Err(mistakes.sorted()),
+        }
+    }
+
+    /// The shipped topology in an empty environment.
+    ///
+    /// # Panics
+    /// Never: a test reads it too.
+    #[must_use]
+    pub fn shipped() -> Topology {
+        Topology::parse("topology.yaml", SHIPPED, &|_| None).expect("a test parses the shipped topology")
+    }
+
+    /// The index of an event type, a user rule's too ([`EventType::native`] tells).
+    #[must_use]
+    pub fn event_type(&self, name: &str) -> Option<EventTypeIndex> {
+        self.event_type_indexes.get(name).copied()
+    }
+
+    /// The topics that records are emitted to, each once: those of all event
+    /// types, then that of late copies, then the dead-letter topic.
+    pub fn output_topics(&self) -> impl Iterator<Item = &str> {
+        let mut listed = HashSet::new();
+        self.event_types
+            .iter()
+            .map(|event_type| event_type.topic.as_str())
+            .chain([self.late_topic.as_str(), self.dead_letter_topic.as_str()])
+            .filter(move |topic| listed.insert(*topic))
+    }
+}
+
+impl Kafka {
+    /// All properties with the section they stand in (`properties`, `consumer`,
+    /// `producer`), secrets masked: for people.
+    pub fn masked_properties(&self) -> impl Iterator<Item = (&'static str, &str, &str)> {
+        [("properties", &self.properties), ("consumer", &self.consumer), ("producer", &self.producer)]
+            .into_iter()
+            .flat_map(|(section, properties)| {
+                properties
+                    .iter()
+                    .map(move |(name, value)| (section, name.as_str(), kafka::masked(name, value)))
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests;
