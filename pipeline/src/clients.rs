@@ -1,10 +1,13 @@
 //! The Kafka clients' configuration: our defaults, the topology's properties
 //! over them, and over those what the guarantee rests on.
 //!
-//! It creates no client and knows no protocol.
+//! It knows no protocol.
 
+use anyhow::{Context, Result};
+use rdkafka::admin::AdminClient;
+use rdkafka::client::DefaultClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::ConsumerContext;
+use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{ClientConfig, ClientContext};
 
@@ -103,7 +106,7 @@ pub fn producer(topology: &Topology, member: &Member) -> ClientConfig {
 
 /// A reader by positions of its own: it never joins the group that it names.
 #[must_use]
-pub fn reader(topology: &Topology) -> ClientConfig {
+pub fn log_reader(topology: &Topology) -> ClientConfig {
     let mut config = base(&topology.kafka);
     config.set("fetch.queue.backoff.ms", "10");
     set_all(&mut config, &topology.kafka.consumer);
@@ -122,8 +125,52 @@ pub fn reader(topology: &Topology) -> ClientConfig {
 /// what the group has committed so far; it reads nothing and never joins.
 #[must_use]
 pub fn observer(topology: &Topology) -> ClientConfig {
-    let mut config = reader(topology);
+    let mut config = log_reader(topology);
     config.set("isolation.level", "read_uncommitted");
+    config
+}
+
+/// A client that creates, describes and alters topics.
+///
+/// # Errors
+/// Where librdkafka refuses a property.
+pub fn admin(kafka: &Kafka) -> Result<AdminClient<DefaultClientContext>> {
+    base(kafka).create().context("make an admin client")
+}
+
+/// A consumer of committed records that belongs to no group: it is told what
+/// to read, commits nothing, and is in nobody's way.
+///
+/// # Errors
+/// Where librdkafka refuses a property.
+pub fn reader(kafka: &Kafka) -> Result<BaseConsumer> {
+    let mut config = base(kafka);
+    set_all(&mut config, &kafka.consumer);
+    config
+        // librdkafka hands out no record without a group's name, though no such group is ever joined.
+        .set("group.id", "ticket-pipeline-reader")
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("isolation.level", "read_committed")
+        .set("auto.offset.reset", "earliest")
+        .set("fetch.queue.backoff.ms", "10")
+        .create()
+        .context("make a consumer without a group")
+}
+
+/// The configuration of a producer that keeps the order and writes each record
+/// once. It uses no transactions, for their markers would take offsets.
+#[must_use]
+pub fn idempotent_producer(kafka: &Kafka) -> ClientConfig {
+    let mut config = base(kafka);
+    config
+        .set("linger.ms", "5")
+        .set("compression.type", "lz4")
+        .set("queue.buffering.max.kbytes", "65536")
+        // The topic's limit is to decide, not the client's.
+        .set("message.max.bytes", "1000000000");
+    set_all(&mut config, &kafka.producer);
+    config.set("enable.idempotence", "true");
     config
 }
 

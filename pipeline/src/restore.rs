@@ -316,7 +316,7 @@ impl Restore {
             return self.finish(setup, consumer, course);
         }
         let topology = &setup.topology;
-        let reader = create(&clients::reader(topology))?;
+        let reader = create(&clients::log_reader(topology))?;
         let (changelog_low, changelog_stable) =
             watermarks(&reader, &topology.changelog_topic, self.partition)?;
         let (ids_low, ids_stable) = watermarks(&reader, &topology.ids_topic, self.partition)?;
@@ -499,7 +499,7 @@ impl Reader {
         };
         // A client for each log: the end of a partition is told without its
         // topic, so one from before must not be taken for it.
-        let client = create(&clients::reader(topology))?;
+        let client = create(&clients::log_reader(topology))?;
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(topic, partition, Offset::Offset(position))
             .and_then(|()| client.assign(&list))
