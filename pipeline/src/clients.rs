@@ -1,21 +1,132 @@
-//! The Kafka clients' configuration: the topology's properties under ours.
+//! The Kafka clients' configuration: our defaults, the topology's properties
+//! over them, and over those what the guarantee rests on.
+//!
+//! It knows no protocol.
 
 use anyhow::{Context, Result};
-use rdkafka::ClientConfig;
 use rdkafka::admin::AdminClient;
 use rdkafka::client::DefaultClientContext;
-use rdkafka::consumer::BaseConsumer;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::{ClientConfig, ClientContext};
 
-use crate::topology::Kafka;
+use crate::topology::{Kafka, Topology};
+
+/// A transaction that is open for longer is aborted by the broker: the longest
+/// time that readers wait for a process that died and does not come back.
+pub const TRANSACTION_TIMEOUT_MS: u64 = 15_000;
+
+/// Who a worker is: the same names after a restart.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// `<group>-<instance>-<slot>`: its transactional id and its group instance id.
+    pub id: String,
+    /// Memory for the consumer's queue, in KiB.
+    pub consumer_queue_kib: usize,
+    /// Memory for the producer's queue, in KiB.
+    pub producer_queue_kib: usize,
+}
+
+impl Member {
+    /// The worker in a slot of this process, with its share of the memory: an
+    /// eighth of the limit for all consumers' queues, a quarter for all producers'.
+    #[must_use]
+    pub fn new(topology: &Topology, instance: &str, slot: usize, workers: usize) -> Member {
+        let share_kib = topology.limits.memory_mb.saturating_mul(1024) / workers.max(1);
+        Member {
+            id: format!("{}-{instance}-{slot}", topology.group),
+            consumer_queue_kib: (share_kib / 8).clamp(1024, 512 * 1024),
+            producer_queue_kib: (share_kib / 4).clamp(4 * 1024, 1024 * 1024),
+        }
+    }
+}
 
 /// What every client shares: brokers, then the pass-through properties.
 #[must_use]
 pub fn base(kafka: &Kafka) -> ClientConfig {
     let mut config = ClientConfig::new();
+    config.set_log_level(RDKafkaLogLevel::Info);
     config.set("bootstrap.servers", &kafka.brokers);
+    config.set("client.id", "ticket-pipeline");
     for (name, value) in &kafka.properties {
         config.set(name, value);
     }
+    config
+}
+
+/// A worker's consumer of the raw topic.
+#[must_use]
+pub fn consumer(topology: &Topology, member: &Member) -> ClientConfig {
+    let mut config = base(&topology.kafka);
+    config.set("partition.assignment.strategy", "cooperative-sticky");
+    // Longer than a broker takes to restart, or every restart moves partitions.
+    config.set("session.timeout.ms", "45000");
+    config.set("max.poll.interval.ms", "600000");
+    config.set("queued.max.messages.kbytes", member.consumer_queue_kib.to_string());
+    config.set("fetch.max.bytes", (member.consumer_queue_kib * 1024).min(50 * 1024 * 1024).to_string());
+    // With a small local queue the default of a second leaves the worker idle.
+    config.set("fetch.queue.backoff.ms", "10");
+    set_all(&mut config, &topology.kafka.consumer);
+    config.set("group.id", &topology.group);
+    config.set("group.instance.id", &member.id);
+    config.set("isolation.level", "read_committed");
+    config.set("enable.auto.commit", "false");
+    config.set("enable.auto.offset.store", "false");
+    config.set("auto.offset.reset", "error");
+    config.set("allow.auto.create.topics", "false");
+    if config.get("group.protocol") == Some("consumer") {
+        // Here the broker assigns and times out, and a static member that died
+        // would be refused until its session ends.
+        for name in ["partition.assignment.strategy", "session.timeout.ms", "group.instance.id"] {
+            config.remove(name);
+        }
+    }
+    config
+}
+
+/// A worker's transactional producer.
+#[must_use]
+pub fn producer(topology: &Topology, member: &Member) -> ClientConfig {
+    let mut config = base(&topology.kafka);
+    config.set("linger.ms", "5");
+    config.set("compression.type", "lz4");
+    config.set("retry.backoff.ms", "20");
+    config.set("queue.buffering.max.kbytes", member.producer_queue_kib.to_string());
+    config.set("queue.buffering.max.messages", "1000000");
+    config.set("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS.to_string());
+    set_all(&mut config, &topology.kafka.producer);
+    config.set("transactional.id", &member.id);
+    config.set("enable.idempotence", "true");
+    // The topics say how large a record may be: a changelog entry may be four
+    // times as large as a raw record. Batches stay at `batch.size`.
+    config.set("message.max.bytes", "1000000000");
+    config
+}
+
+/// A reader by positions of its own: it never joins the group that it names.
+#[must_use]
+pub fn log_reader(topology: &Topology) -> ClientConfig {
+    let mut config = base(&topology.kafka);
+    config.set("fetch.queue.backoff.ms", "10");
+    set_all(&mut config, &topology.kafka.consumer);
+    config.set("group.id", &topology.group);
+    config.set("isolation.level", "read_committed");
+    config.set("enable.auto.commit", "false");
+    config.set("enable.auto.offset.store", "false");
+    config.set("auto.offset.reset", "error");
+    config.set("enable.partition.eof", "true");
+    config.set("allow.auto.create.topics", "false");
+    without_membership(&mut config);
+    config
+}
+
+/// Asks for the true ends of partitions, open transactions and all, and for
+/// what the group has committed so far; it reads nothing and never joins.
+#[must_use]
+pub fn observer(topology: &Topology) -> ClientConfig {
+    let mut config = log_reader(topology);
+    config.set("isolation.level", "read_uncommitted");
     config
 }
 
@@ -34,9 +145,7 @@ pub fn admin(kafka: &Kafka) -> Result<AdminClient<DefaultClientContext>> {
 /// Where librdkafka refuses a property.
 pub fn reader(kafka: &Kafka) -> Result<BaseConsumer> {
     let mut config = base(kafka);
-    for (name, value) in &kafka.consumer {
-        config.set(name, value);
-    }
+    set_all(&mut config, &kafka.consumer);
     config
         // librdkafka hands out no record without a group's name, though no such group is ever joined.
         .set("group.id", "ticket-pipeline-reader")
@@ -60,9 +169,68 @@ pub fn idempotent_producer(kafka: &Kafka) -> ClientConfig {
         .set("queue.buffering.max.kbytes", "65536")
         // The topic's limit is to decide, not the client's.
         .set("message.max.bytes", "1000000000");
-    for (name, value) in &kafka.producer {
-        config.set(name, value);
-    }
+    set_all(&mut config, &kafka.producer);
     config.set("enable.idempotence", "true");
     config
+}
+
+fn set_all(config: &mut ClientConfig, properties: &[(String, String)]) {
+    for (name, value) in properties {
+        config.set(name, value);
+    }
+}
+
+fn without_membership(config: &mut ClientConfig) {
+    for name in [
+        "group.protocol",
+        "group.instance.id",
+        "group.remote.assignor",
+        "partition.assignment.strategy",
+        "session.timeout.ms",
+        "heartbeat.interval.ms",
+    ] {
+        config.remove(name);
+    }
+}
+
+/// librdkafka's own words, into our log.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Logs;
+
+impl ClientContext for Logs {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        log(level, facility, text);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        log_error(&error, reason);
+    }
+}
+
+impl ConsumerContext for Logs {}
+
+/// Hands one of librdkafka's lines to our log.
+pub fn log(level: RDKafkaLogLevel, facility: &str, text: &str) {
+    match level {
+        RDKafkaLogLevel::Emerg
+        | RDKafkaLogLevel::Alert
+        | RDKafkaLogLevel::Critical
+        | RDKafkaLogLevel::Error => {
+            // It retries by itself; what it cannot mend comes back as an error of a call.
+            tracing::warn!(target: "librdkafka", facility, "{text}");
+        }
+        RDKafkaLogLevel::Warning => tracing::warn!(target: "librdkafka", facility, "{text}"),
+        RDKafkaLogLevel::Notice => tracing::info!(target: "librdkafka", facility, "{text}"),
+        RDKafkaLogLevel::Info | RDKafkaLogLevel::Debug => {
+            tracing::debug!(target: "librdkafka", facility, "{text}")
+        }
+    }
+}
+
+/// Hands an error event to our log; the end of a partition is none.
+pub fn log_error(error: &KafkaError, reason: &str) {
+    match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::PartitionEOF) => {}
+        _ => tracing::warn!(target: "librdkafka", %error, "{reason}"),
+    }
 }

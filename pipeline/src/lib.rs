@@ -23,9 +23,14 @@
 //!  task        one input partition: a record in; outgoing records and overlay out
 //!  clients     the Kafka clients' configuration
 //!  store       committed state on disk, overlay in memory, positions
+//!  commit_record what the ids log and the committed offsets' metadata say
 //!  restore     bring a store to where the log says it should be
 //!  transaction begin, send, commit, abort; what an error asks of the worker
+//!  assignment  what the group gave and took
+//!  tasks       the tasks that a worker owns, and where each is in its life
+//!  crash       steps at which a test lets the process die
 //!  worker      the loop: poll, process, commit, apply; rebalance, shutdown
+//!  pipeline    the process: workers, signals, progress, the state directory's lock
 //!  topics      what the topics must be like, and making them so
 //!  lines       records as lines of JSON, for people and tests
 //! ```
@@ -68,11 +73,21 @@ pub mod clients;
 
 pub mod store;
 
+pub mod commit_record;
+
 pub mod restore;
 
 pub mod transaction;
 
+pub mod assignment;
+
+pub mod tasks;
+
+pub mod crash;
+
 pub mod worker;
+
+pub mod pipeline;
 
 pub mod topics;
 

@@ -1,1 +1,451 @@
-//! (to come)
+//! The loop of one thread: poll, process, commit, apply.
+//!
+//! A worker owns a consumer, a transactional producer and the tasks of its
+//! partitions. Kafka commits first and the stores follow, so a crash between the
+//! two leaves a store behind its changelog, never ahead. It does not know what a
+//! task does with a record.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use rdkafka::Timestamp;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Message};
+
+use crate::assignment::Assignment;
+use crate::clients::{self, Member};
+use crate::commit_record::{CommitRecord, IDS_MAX, IdsRecord};
+use crate::crash::{self, Step};
+use crate::record::{Origin, Outbox, RawRecord};
+use crate::restore::Setup;
+use crate::task::Fate;
+use crate::tasks::{Running, Tasks};
+use crate::topology::Limits;
+use crate::transaction::{Moved, Producer, Transaction, Trouble, read_headers};
+
+/// An idle poll takes so long: the time in which a stop is noticed.
+const IDLE_POLL: Duration = Duration::from_millis(100);
+
+/// While all restores wait for something, the worker looks again after so long.
+const RESTORE_POLL: Duration = Duration::from_millis(10);
+
+const FENCE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// After the n-th trouble in a row the worker waits 2^n times the least of these, up to the most.
+const BACKOFF_MIN: Duration = Duration::from_millis(20);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// One transaction forgets at most so many entries of each task.
+const SWEEP_MAX: usize = 1_000;
+
+/// What a worker has done, as of its last commit.
+#[derive(Debug, Clone, Default)]
+pub struct Status {
+    /// Committed input records.
+    pub records: u64,
+    /// Committed events: forwarded and derived.
+    pub events: u64,
+    /// Records that were duplicates.
+    pub duplicates: u64,
+    /// Records that policy or their twin dropped.
+    pub dropped: u64,
+    /// Records in the dead-letter topic.
+    pub dead_letters: u64,
+    /// Late records.
+    pub late: u64,
+    /// Outgoing records that were cut to the size limit.
+    pub truncated: u64,
+    /// Commits.
+    pub commits: u64,
+    /// Its partitions, with the committed position of those that run.
+    pub positions: Vec<(i32, Option<i64>)>,
+    /// Where in the ids log a partition's window begins, at the latest.
+    pub ids_forgotten_before: Vec<(i32, i64)>,
+    /// How many records the restore under way has left to read, at most.
+    pub restore_records_left: i64,
+}
+
+/// Where a worker publishes its status; nobody asks into its loop.
+pub type Published = Mutex<Arc<Status>>;
+
+/// One thread's work.
+pub struct Worker {
+    setup: Arc<Setup>,
+    member: Member,
+    tasks: Tasks,
+    status: Status,
+    published: Arc<Published>,
+    stop: Arc<AtomicBool>,
+    outbox: Outbox,
+}
+
+/// Records that were polled and wait for their transaction.
+struct Batch<'c> {
+    records: Vec<BorrowedMessage<'c>>,
+    bytes: usize,
+    first_at: Option<Instant>,
+}
+
+impl<'c> Batch<'c> {
+    fn push(&mut self, record: BorrowedMessage<'c>) {
+        self.bytes += record.payload_len() + record.key_len();
+        self.first_at.get_or_insert_with(Instant::now);
+        self.records.push(record);
+    }
+
+    fn clear(&mut self) {
+        self.records.clear();
+        self.bytes = 0;
+        self.first_at = None;
+    }
+
+    fn is_full(&self, limits: &Limits) -> bool {
+        self.records.len() >= limits.batch_records_max || self.bytes >= limits.batch_bytes_max
+    }
+
+    /// How long the batch may wait for more; `None` where it is empty.
+    fn wait(&self, interval: Duration) -> Option<Duration> {
+        self.first_at.map(|first_at| (first_at + interval).saturating_duration_since(Instant::now()))
+    }
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker").field("member", &self.member).finish_non_exhaustive()
+    }
+}
+
+impl Worker {
+    /// A worker that has done nothing yet.
+    #[must_use]
+    pub fn new(
+        setup: Arc<Setup>,
+        member: Member,
+        published: Arc<Published>,
+        stop: Arc<AtomicBool>,
+    ) -> Worker {
+        Worker {
+            setup,
+            member,
+            tasks: Tasks::default(),
+            status: Status::default(),
+            published,
+            stop,
+            outbox: Outbox::default(),
+        }
+    }
+
+    /// Works until told to stop: the last batch is committed and the stores are closed.
+    ///
+    /// # Errors
+    /// What no retry can help.
+    pub fn run(mut self) -> Result<()> {
+        let mut rebuilds = 0;
+        loop {
+            let commits = self.status.commits;
+            let outcome = self.life();
+            self.publish();
+            match outcome {
+                Ok(()) => return Ok(()),
+                Err(Trouble::Stop(error)) => return Err(error),
+                Err(Trouble::Again(why) | Trouble::Rebuild(why)) => {
+                    tracing::warn!(why, "building the clients anew");
+                    rebuilds = if self.status.commits > commits { 0 } else { rebuilds + 1 };
+                    self.pause(backoff(rebuilds));
+                }
+            }
+            if self.is_stopping() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// One life of a pair of clients.
+    fn life(&mut self) -> Result<(), Trouble> {
+        let topology = Arc::clone(&self.setup.topology);
+        // The consumer is dropped first: its drop revokes, and a transaction is closed by then.
+        let mut producer =
+            Producer::connect(&topology, &clients::producer(&topology, &self.member), self.setup.partitions)?;
+        // Before the group knows us, what a predecessor left open is ended.
+        while !producer.fence(FENCE_TIMEOUT)? {
+            if self.is_stopping() {
+                return Ok(());
+            }
+            tracing::warn!("the producer cannot begin yet: is Kafka up?");
+        }
+        let consumer: BaseConsumer<Assignment> = clients::consumer(&topology, &self.member)
+            .create_with_context(Assignment::default())
+            .context("create the consumer")?;
+        consumer
+            .subscribe(&[topology.source.topic.as_str()])
+            .with_context(|| format!("subscribe to {}", topology.source.topic))?;
+        let outcome = self.turns(&consumer, &mut producer);
+        let closed = self.tasks.close_all();
+        drop(consumer);
+        outcome.and(closed.map_err(Trouble::Stop))
+    }
+
+    fn turns(&mut self, consumer: &BaseConsumer<Assignment>, producer: &mut Producer) -> Result<(), Trouble> {
+        let mut batch = Batch { records: Vec::new(), bytes: 0, first_at: None };
+        let mut troubles = 0;
+        let mut restores_wait = false;
+        loop {
+            // What was polled is committed; what was not is the next run's.
+            if self.is_stopping() && batch.records.is_empty() {
+                return Ok(());
+            }
+            let due = self.poll(consumer, &mut batch, restores_wait, backoff(troubles))?;
+            if self.tasks.are_restoring() {
+                restores_wait = self.tasks.restore_step(&self.setup, consumer)?;
+                self.publish();
+            }
+            if (due || self.is_stopping()) && !batch.records.is_empty() {
+                match self.turn(consumer, producer, &batch) {
+                    Ok(slow) => {
+                        batch.clear();
+                        troubles = 0;
+                        if slow {
+                            return Err(Trouble::Rebuild("a commit took very long".into()));
+                        }
+                    }
+                    Err(Trouble::Again(why)) => {
+                        tracing::warn!(why, "transaction aborted: processing its records again");
+                        self.tasks.discard(&self.setup);
+                        troubles += 1;
+                    }
+                    Err(trouble) => {
+                        self.tasks.discard(&self.setup);
+                        return Err(trouble);
+                    }
+                }
+            }
+            self.tasks.flush_if_due()?;
+        }
+    }
+
+    /// Polls until the batch is due, or nothing more comes at once while there
+    /// is a restore to advance. Rebalances land here, with no transaction open.
+    /// After a trouble it polls at least for that long, whatever the batch.
+    fn poll<'c>(
+        &mut self,
+        consumer: &'c BaseConsumer<Assignment>,
+        batch: &mut Batch<'c>,
+        restores_wait: bool,
+        pause: Duration,
+    ) -> Result<bool, Trouble> {
+        let topology = Arc::clone(&self.setup.topology);
+        let interval = Duration::from_millis(topology.runtime.commit_interval_ms);
+        let not_before = (!pause.is_zero()).then(|| Instant::now() + pause);
+        loop {
+            let pausing =
+                not_before.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()));
+            let mut wait = batch.wait(interval).unwrap_or(IDLE_POLL).min(IDLE_POLL).max(pausing);
+            if self.tasks.are_restoring() && pausing.is_zero() {
+                wait = wait.min(if restores_wait { RESTORE_POLL } else { Duration::ZERO });
+            }
+            let polled = consumer.poll(wait);
+            let came = polled.is_some();
+            let changes = consumer
+                .context()
+                .take_changes()
+                .map_err(|error| Trouble::Rebuild(format!("follow a rebalance: {error}")))?;
+            if !changes.is_empty() {
+                self.tasks.follow(&changes)?;
+                let tasks = &mut self.tasks;
+                batch.records.retain(|record| tasks.running(record.partition()).is_some());
+                if batch.records.is_empty() {
+                    batch.clear();
+                }
+                self.publish();
+            }
+            match polled {
+                Some(Ok(record)) => {
+                    // What is read before its task runs, or was read before, is not ours to process.
+                    let position = self.tasks.running(record.partition()).map(|running| running.position);
+                    if position.is_some_and(|position| record.offset() >= position) && !self.is_stopping() {
+                        batch.push(record);
+                    }
+                }
+                Some(Err(error)) => self.judge(&error)?,
+                None => {}
+            }
+            let due =
+                batch.is_full(&topology.limits) || batch.wait(interval).is_some_and(|wait| wait.is_zero());
+            let pausing = not_before.is_some_and(|until| Instant::now() < until);
+            if (due && !pausing) || !came || self.is_stopping() {
+                return Ok(due && !pausing);
+            }
+        }
+    }
+
+    /// One batch in, one transaction out; whether the commit was very slow.
+    ///
+    /// The order is the guarantee: Kafka commits, then the stores follow.
+    fn turn(
+        &mut self,
+        consumer: &BaseConsumer<Assignment>,
+        producer: &mut Producer,
+        batch: &Batch<'_>,
+    ) -> Result<bool, Trouble> {
+        if consumer.assignment_lost() {
+            return Err(Trouble::Again("the assignment is lost".into()));
+        }
+        let mut status = self.status.clone();
+        let mut transaction = producer.begin()?;
+        crash::at(Step::Process);
+        let mut headers = Vec::new();
+        for record in &batch.records {
+            // A partition revoked since the poll has no task: its records are not ours.
+            let Some(running) = self.tasks.running(record.partition()) else { continue };
+            read_headers(record, &mut headers);
+            let raw = RawRecord {
+                partition: record.partition(),
+                offset: record.offset(),
+                timestamp_ms: timestamp_ms(record.timestamp()),
+                key: record.key(),
+                value: record.payload(),
+                headers: &headers,
+            };
+            process(running, &raw, &mut self.outbox, &mut transaction, &mut status)?;
+        }
+        crash::at(Step::Changelog);
+        let moved = self.send_state(&mut transaction)?;
+        crash::at(Step::Flush);
+        let receipt = transaction.commit(&moved, consumer)?;
+        for (moved, ends) in moved.iter().zip(&receipt.ends) {
+            if let Some(running) = self.tasks.running(moved.partition) {
+                running.apply(*ends)?;
+            }
+        }
+        status.commits += 1;
+        self.status = status;
+        self.publish();
+        Ok(receipt.slow)
+    }
+
+    /// The changelog and the commit records of every task that moved.
+    fn send_state(&mut self, transaction: &mut Transaction<'_>) -> Result<Vec<Moved>, Trouble> {
+        let mut all_moved = Vec::new();
+        for (partition, running) in self.tasks.all_running() {
+            if running.position == running.committed.position {
+                continue;
+            }
+            let stream_time_ms = running.task.stream_time_ms();
+            running.task.sweep(SWEEP_MAX)?;
+            for (uid, entry) in running.task.store.written_entries() {
+                transaction.changelog(partition, uid, entry, stream_time_ms)?;
+            }
+            let ids: Vec<_> = running.task.store.noted_ids().collect();
+            let mut chunks = ids.chunks(IDS_MAX);
+            let mut next = Some(chunks.next().unwrap_or_default());
+            while let Some(ids) = next {
+                let commit = CommitRecord { input: running.position, stream_time_ms, ids: ids.to_vec() };
+                transaction.ids(partition, &IdsRecord::Commit(commit), stream_time_ms)?;
+                next = chunks.next();
+            }
+            running.task.store.seal();
+            all_moved.push(Moved { partition, position: running.position, ends: running.committed.ends });
+        }
+        Ok(all_moved)
+    }
+
+    fn judge(&self, error: &KafkaError) -> Result<(), Trouble> {
+        use RDKafkaErrorCode as Code;
+        let topology = &self.setup.topology;
+        let topic = &topology.source.topic;
+        let code = error.rdkafka_error_code();
+        let fatal = matches!(error, KafkaError::MessageConsumptionFatal(_));
+        match code {
+            Some(Code::FencedInstanceId) if fatal => Err(Trouble::Stop(anyhow!(
+                "another process runs as {:?}: give each its own runtime.instance (INSTANCE_ID)",
+                self.member.id
+            ))),
+            Some(Code::OffsetOutOfRange | Code::AutoOffsetReset) => Err(Trouble::Stop(anyhow!(
+                "{topic} no longer holds the record to go on from: to skip what is gone, reset the group's offsets \
+                 ({error})"
+            ))),
+            Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed) => {
+                Err(Trouble::Stop(anyhow!(
+                    "read {topic} as group {}: {error}; give the pipeline's user that right in Kafka",
+                    topology.group
+                )))
+            }
+            _ if fatal => Err(Trouble::Rebuild(format!("read {topic}: {error}"))),
+            // librdkafka goes on by itself, and has said so in the log.
+            _ => Ok(()),
+        }
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    fn pause(&self, time: Duration) {
+        let until = Instant::now() + time;
+        while !self.is_stopping() && Instant::now() < until {
+            std::thread::sleep(BACKOFF_MIN);
+        }
+    }
+
+    fn publish(&mut self) {
+        self.status.positions.clear();
+        self.status.positions.extend(self.tasks.positions());
+        self.status.restore_records_left = self.tasks.records_left();
+        self.status.ids_forgotten_before = self
+            .tasks
+            .all_running()
+            .filter_map(|(partition, running)| Some((partition, running.task.store.ids_forgotten_before()?)))
+            .collect();
+        *self.published.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(self.status.clone());
+    }
+}
+
+/// A record in; its outgoing records into the transaction.
+fn process(
+    running: &mut Running,
+    raw: &RawRecord<'_>,
+    outbox: &mut Outbox,
+    transaction: &mut Transaction<'_>,
+    status: &mut Status,
+) -> Result<(), Trouble> {
+    // After an abort the batch comes again, perhaps with records of before a seek.
+    if raw.offset < running.position {
+        return Ok(());
+    }
+    let outcome = running
+        .task
+        .process(raw, outbox)
+        .with_context(|| format!("process partition {} offset {}", raw.partition, raw.offset))?;
+    running.position = raw.offset + 1; // A position is the next offset to read, hence the one.
+    for record in outbox.records() {
+        transaction.send(&record)?;
+        status.events += u64::from(matches!(record.origin, Origin::Forwarded | Origin::Derived));
+    }
+    status.records += 1;
+    status.late += u64::from(outcome.late);
+    status.truncated += u64::from(outcome.truncated);
+    match outcome.fate {
+        Fate::Emitted => {}
+        Fate::Duplicate => status.duplicates += 1,
+        Fate::Dropped => status.dropped += 1,
+        Fate::DeadLetter => status.dead_letters += 1,
+    }
+    Ok(())
+}
+
+fn timestamp_ms(timestamp: Timestamp) -> i64 {
+    match timestamp {
+        Timestamp::NotAvailable => -1,
+        Timestamp::CreateTime(time_ms) | Timestamp::LogAppendTime(time_ms) => time_ms,
+    }
+}
+
+fn backoff(troubles: u32) -> Duration {
+    match troubles {
+        0 => Duration::ZERO,
+        n => BACKOFF_MIN.saturating_mul(2u32.saturating_pow(n.min(16))).min(BACKOFF_MAX),
+    }
+}

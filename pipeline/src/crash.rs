@@ -1,0 +1,37 @@
+//! Named steps of a transaction at which a test lets the process die.
+//!
+//! Without the feature `crash-points` it is nothing at all.
+
+/// The gaps in the order of commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Records are polled, nothing is sent.
+    Process,
+    /// Outputs are sent, the changelog is not.
+    Changelog,
+    /// All is sent, perhaps not delivered.
+    Flush,
+    /// All is delivered, the offsets are not sent.
+    SendOffsets,
+    /// The offsets are sent, nothing is committed.
+    Commit,
+    /// Kafka has committed, the store has not followed.
+    Apply,
+}
+
+/// Dies here if `CRASH_AT` names this step; with `<step>:<n>` at its n-th time.
+#[cfg(feature = "crash-points")]
+pub fn at(step: Step) {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static PASSED: AtomicU64 = AtomicU64::new(0);
+    let Ok(wanted) = std::env::var("CRASH_AT") else { return };
+    let (name, time) = wanted.split_once(':').unwrap_or((wanted.as_str(), "1"));
+    if format!("{step:?}") == name && PASSED.fetch_add(1, Ordering::SeqCst) + 1 == time.parse().unwrap_or(1) {
+        std::process::abort();
+    }
+}
+
+/// Nothing: this program has no crash points.
+#[cfg(not(feature = "crash-points"))]
+#[inline]
+pub fn at(_step: Step) {}

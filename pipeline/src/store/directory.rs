@@ -1,0 +1,164 @@
+//! The state directory: one process at a time, an instance id that survives
+//! restarts, and the partitions' stores with the memory that they share.
+
+use std::collections::HashSet;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::hash::{BuildHasher, RandomState};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, Result, bail};
+use rocksdb::{Cache, WriteBufferManager};
+
+use super::Store;
+use super::disk::{Disk, Held, now_ms};
+
+/// Unwritten changes of all stores together take at most so much memory.
+const WRITE_BUFFERS_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// What stores need to know.
+#[derive(Debug, Clone)]
+pub struct StoreSettings {
+    /// The consumer group that the stores belong to.
+    pub group: String,
+    /// The raw topic that they belong to.
+    pub topic: String,
+    /// A store is flushed after so many changelog records,
+    pub flush_records_max: u64,
+    /// or after so many milliseconds, whichever comes first.
+    pub flush_interval_ms: u64,
+    /// How long event ids are remembered, in milliseconds of stream time.
+    pub dedupe_window_ms: i64,
+    /// Memory for the block cache and write buffers of all stores together.
+    pub memory_bytes: usize,
+}
+
+/// The state directory, locked by this process.
+#[derive(Debug)]
+pub struct StateDirectory {
+    path: PathBuf,
+    shared: Arc<Shared>,
+    held: Arc<Mutex<HashSet<i32>>>,
+    /// The lock is held as long as this file is open, whatever ends the process.
+    _lock: File,
+}
+
+/// What all stores of a process share.
+pub(super) struct Shared {
+    pub(super) settings: StoreSettings,
+    pub(super) cache: Cache,
+    pub(super) write_buffers: WriteBufferManager,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    pub(super) fn identity(&self, version: u32, partition: i32) -> String {
+        format!(
+            "version {version}\ngroup {}\ntopic {}\npartition {partition}",
+            self.settings.group, self.settings.topic
+        )
+    }
+}
+
+impl StateDirectory {
+    /// Makes the directory where it does not exist, and locks it.
+    ///
+    /// # Errors
+    /// Where another process has it, or it cannot be made.
+    pub fn lock(path: &Path, settings: StoreSettings) -> Result<StateDirectory> {
+        std::fs::create_dir_all(path).with_context(|| format!("create the state directory {path:?}"))?;
+        let lock = lock(&path.join("lock"))?;
+        let write_buffers_bytes = (settings.memory_bytes / 2).min(WRITE_BUFFERS_BYTES_MAX);
+        let cache = Cache::new_lru_cache(settings.memory_bytes);
+        let write_buffers = WriteBufferManager::new_write_buffer_manager_with_cache(
+            write_buffers_bytes,
+            false,
+            cache.clone(),
+        );
+        Ok(StateDirectory {
+            path: path.to_owned(),
+            shared: Arc::new(Shared { settings, cache, write_buffers }),
+            held: Arc::default(),
+            _lock: lock,
+        })
+    }
+
+    /// The id kept in the directory, made at its first use.
+    ///
+    /// # Errors
+    /// Where it cannot be read or written.
+    pub fn instance(&self) -> Result<String> {
+        let path = self.path.join("instance");
+        match std::fs::read_to_string(&path) {
+            Ok(instance) if !instance.trim().is_empty() => return Ok(instance.trim().to_owned()),
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("read {path:?}")),
+        }
+        // The hasher's keys come from the system's random numbers.
+        let number = RandomState::new().hash_one((std::process::id(), now_ms()));
+        let instance = format!("{number:016x}");
+        std::fs::write(&path, &instance).with_context(|| format!("write {path:?}"))?;
+        Ok(instance)
+    }
+
+    /// Opens a partition's store, or makes one; `None` where another worker of
+    /// this process has it open still.
+    ///
+    /// # Errors
+    /// Where it cannot be opened, or belongs to another group or topic.
+    pub fn open(&self, partition: i32) -> Result<Option<Store>> {
+        let Some(held) = Held::take(partition, &self.held) else { return Ok(None) };
+        let path = self.path.join("stores").join(partition.to_string());
+        Disk::open(path, Arc::clone(&self.shared), held).map(|disk| Some(Store::on_disk(disk)))
+    }
+}
+
+impl Store {
+    /// Removes everything and starts with an empty store.
+    ///
+    /// # Errors
+    /// Where the disk cannot be written.
+    pub fn wipe(self) -> Result<Store> {
+        self.disk.map_or_else(|| Ok(Store::in_memory()), |disk| disk.wipe().map(Store::on_disk))
+    }
+
+    /// How long ago the last write was, by the wall clock, in milliseconds.
+    #[must_use]
+    pub fn idle_ms(&self) -> i64 {
+        self.disk.as_ref().map_or(0, |disk| now_ms().saturating_sub(disk.applied_at_ms()).max(0))
+    }
+}
+
+fn lock(path: &Path) -> Result<File> {
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .with_context(|| format!("open {path:?}"))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut owner = String::new();
+            file.read_to_string(&mut owner).with_context(|| format!("read {path:?}"))?;
+            bail!(
+                "the state directory {:?} is in use by process {}: stop it, or give this one a directory of its own \
+                 (STATE_DIR)",
+                path.parent().unwrap_or(path),
+                owner.trim()
+            );
+        }
+        Err(TryLockError::Error(error)) => return Err(error).with_context(|| format!("lock {path:?}")),
+    }
+    file.set_len(0).with_context(|| format!("write {path:?}"))?;
+    writeln!(file, "{}", std::process::id()).with_context(|| format!("write {path:?}"))?;
+    Ok(file)
+}

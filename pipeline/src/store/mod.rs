@@ -1,0 +1,214 @@
+//! One partition's state: what is committed, on disk, under what is not yet,
+//! in memory.
+//!
+//! The store trails the log. Writes stay in the overlay until Kafka has
+//! committed the transaction that holds them; then they enter the disk in one
+//! write, together with the positions that they belong to. A store is thus
+//! behind its changelog or level with it, never ahead.
+//!
+//! It does not know Kafka, nor what the bytes of an entry mean beyond when the
+//! entry was last of use.
+
+mod directory;
+mod disk;
+mod overlay;
+
+use std::cell::RefCell;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+pub use directory::{StateDirectory, StoreSettings};
+use disk::{Disk, IdleKey};
+pub use disk::{Positions, Writes};
+use overlay::Overlay;
+
+/// A 128-bit digest of an event id.
+pub type EventHash = [u8; 16];
+
+/// Where and when an event id was seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// The offset in the input partition.
+    pub offset: i64,
+    /// The Kafka timestamp of that record, in milliseconds.
+    pub timestamp_ms: i64,
+}
+
+/// One partition's state.
+///
+/// The overlay has two layers: what the open transaction writes, and under it
+/// what was sealed for a commit whose outcome is still to come. Reads look at
+/// both, then at the disk.
+#[derive(Debug, Default)]
+pub struct Store {
+    open: Overlay,
+    sealed: Overlay,
+    disk: Option<Disk>,
+    /// Keys of the idle index that no longer describe their entry, found while
+    /// reading and removed by the next write.
+    stale: RefCell<Vec<IdleKey>>,
+}
+
+impl Store {
+    /// A store without a disk, for `derive` and for tests: the overlay is all there is.
+    #[must_use]
+    pub fn in_memory() -> Store {
+        Store::default()
+    }
+
+    fn on_disk(disk: Disk) -> Store {
+        Store { disk: Some(disk), ..Store::default() }
+    }
+
+    /// The bytes of a ticket's entry as the task sees it: the overlay's, else the disk's.
+    ///
+    /// # Errors
+    /// Where the disk cannot be read.
+    pub fn entry(&self, uid: &[u8]) -> Result<Option<Vec<u8>>> {
+        for layer in [&self.open, &self.sealed] {
+            if let Some(entry) = layer.entry(uid) {
+                return Ok(entry.map(<[u8]>::to_vec));
+            }
+        }
+        self.disk.as_ref().map_or(Ok(None), |disk| disk.entry(uid))
+    }
+
+    /// Writes a ticket's entry to the overlay; `None` is a tombstone.
+    pub fn put_entry(&mut self, uid: &[u8], entry: Option<Vec<u8>>) {
+        self.open.put_entry(uid, entry);
+    }
+
+    /// Where and when an event id was seen last, whether or not the window has
+    /// forgotten it (the disk may have dropped what is older than the window).
+    ///
+    /// # Errors
+    /// Where the disk cannot be read.
+    pub fn seen(&self, id: &EventHash) -> Result<Option<Seen>> {
+        if let Some(seen) = self.open.seen(id).or_else(|| self.sealed.seen(id)) {
+            return Ok(Some(seen));
+        }
+        self.disk.as_ref().map_or(Ok(None), |disk| disk.seen(id))
+    }
+
+    /// Notes an event id in the overlay, in place of what was known of it.
+    pub fn see(&mut self, id: EventHash, seen: Seen) {
+        self.open.see(id, seen);
+    }
+
+    /// The uids of at most `limit` entries without a snapshot that were last of
+    /// use before `before_ms` ([`crate::entry::idle_since`]), oldest first.
+    ///
+    /// # Errors
+    /// Where the disk cannot be read.
+    pub fn idle_before(&self, before_ms: i64, limit: usize) -> Result<Vec<Vec<u8>>> {
+        let mut idle = Vec::new();
+        if let Some(disk) = &self.disk {
+            let found = disk.idle_before(before_ms, limit)?;
+            self.stale.borrow_mut().extend(found.stale);
+            // What the overlay knows of an entry is newer than what the disk's index says.
+            idle.extend(
+                found
+                    .idle
+                    .into_iter()
+                    .filter(|(_, uid)| self.open.entry(uid).is_none() && self.sealed.entry(uid).is_none()),
+            );
+        }
+        idle.extend(
+            self.sealed.idle_before(before_ms).filter(|(_, uid)| self.open.entry(uid).is_none()).cloned(),
+        );
+        idle.extend(self.open.idle_before(before_ms).cloned());
+        idle.sort();
+        idle.truncate(limit);
+        Ok(idle.into_iter().map(|(_, uid)| uid).collect())
+    }
+
+    /// The entries that the open transaction wrote, in the order in which they
+    /// were first written; `None` is a tombstone.
+    pub fn written_entries(&self) -> impl ExactSizeIterator<Item = (&[u8], Option<&[u8]>)> {
+        self.open.entries()
+    }
+
+    /// The event ids that the open transaction noted, in their order.
+    pub fn noted_ids(&self) -> impl ExactSizeIterator<Item = (EventHash, Seen)> {
+        self.open.ids()
+    }
+
+    /// Hands what the open transaction wrote over to its commit, and starts afresh.
+    ///
+    /// One commit is in flight at most: what was sealed before must have been
+    /// applied or discarded.
+    pub fn seal(&mut self) {
+        debug_assert!(self.sealed.is_empty(), "a commit is still in flight");
+        self.sealed = std::mem::take(&mut self.open);
+    }
+
+    /// Writes what was sealed, and the positions that it brings the store to,
+    /// in one write. To be called only when Kafka has committed it.
+    ///
+    /// # Errors
+    /// Where the disk cannot be written.
+    pub fn apply(&mut self, positions: &Positions) -> Result<()> {
+        let sealed = std::mem::take(&mut self.sealed);
+        let mut writes = Writes::default();
+        for (uid, entry) in sealed.entries() {
+            writes.entry(uid, entry);
+        }
+        for (id, seen) in sealed.ids() {
+            writes.id(&id, seen);
+        }
+        self.write(writes, positions)
+    }
+
+    /// Drops everything that is not committed, sealed or not.
+    pub fn discard(&mut self) {
+        self.open = Overlay::default();
+        self.sealed = Overlay::default();
+    }
+
+    /// Writes to the disk, past the overlay: for what is committed already.
+    ///
+    /// # Errors
+    /// Where the disk cannot be written.
+    pub fn write(&mut self, mut writes: Writes, positions: &Positions) -> Result<()> {
+        let Some(disk) = &mut self.disk else { return Ok(()) };
+        for key in self.stale.take() {
+            writes.forget_idle(&key);
+        }
+        disk.write(writes, positions).context("write to the store")
+    }
+
+    /// The positions of the last write; `None` where nothing was ever written.
+    #[must_use]
+    pub fn positions(&self) -> Option<Positions> {
+        self.disk.as_ref().and_then(Disk::positions)
+    }
+
+    /// An offset of the ids log before which the window has forgotten
+    /// everything. Never beyond the last commit record.
+    #[must_use]
+    pub fn ids_forgotten_before(&self) -> Option<i64> {
+        self.disk.as_ref().and_then(Disk::ids_forgotten_before)
+    }
+
+    /// Starts a flush if so many records were written, or so much time has
+    /// passed, since the last one. It does not wait for its end.
+    ///
+    /// # Errors
+    /// Where the disk cannot be written.
+    pub fn flush_if_due(&mut self, now: Instant) -> Result<()> {
+        self.disk.as_mut().map_or(Ok(()), |disk| disk.flush_if_due(now))
+    }
+
+    /// Drops what is not committed, flushes the rest and closes the store. A
+    /// store that is dropped without it is merely further behind its changelog.
+    ///
+    /// # Errors
+    /// Where the disk cannot be written.
+    pub fn close(self) -> Result<()> {
+        self.disk.map_or(Ok(()), Disk::close)
+    }
+}
+
+#[cfg(test)]
+mod tests;

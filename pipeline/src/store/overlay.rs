@@ -1,0 +1,62 @@
+//! Uncommitted state, in memory: the writes of one transaction, in their order.
+//!
+//! It knows neither the disk under it nor whether its transaction will commit.
+
+use std::collections::BTreeSet;
+
+use indexmap::IndexMap;
+
+use super::{EventHash, Seen};
+use crate::entry;
+
+/// The writes of one transaction.
+#[derive(Debug, Default)]
+pub(super) struct Overlay {
+    /// In the order of their first write, which is the changelog's.
+    entries: IndexMap<Vec<u8>, Option<Vec<u8>>>,
+    /// When the entries above that hold no snapshot were last of use.
+    idle: BTreeSet<(i64, Vec<u8>)>,
+    ids: IndexMap<EventHash, Seen>,
+}
+
+impl Overlay {
+    /// The outer `None`: not written here. The inner: a tombstone.
+    pub(super) fn entry(&self, uid: &[u8]) -> Option<Option<&[u8]>> {
+        self.entries.get(uid).map(Option::as_deref)
+    }
+
+    pub(super) fn put_entry(&mut self, uid: &[u8], entry: Option<Vec<u8>>) {
+        let idle_since_ms = entry.as_deref().and_then(entry::idle_since);
+        let previous = self.entries.insert(uid.to_vec(), entry);
+        if let Some(since_ms) = previous.flatten().as_deref().and_then(entry::idle_since) {
+            self.idle.remove(&(since_ms, uid.to_vec()));
+        }
+        if let Some(since_ms) = idle_since_ms {
+            self.idle.insert((since_ms, uid.to_vec()));
+        }
+    }
+
+    pub(super) fn seen(&self, id: &EventHash) -> Option<Seen> {
+        self.ids.get(id).copied()
+    }
+
+    pub(super) fn see(&mut self, id: EventHash, seen: Seen) {
+        self.ids.insert(id, seen);
+    }
+
+    pub(super) fn entries(&self) -> impl ExactSizeIterator<Item = (&[u8], Option<&[u8]>)> {
+        self.entries.iter().map(|(uid, entry)| (uid.as_slice(), entry.as_deref()))
+    }
+
+    pub(super) fn ids(&self) -> impl ExactSizeIterator<Item = (EventHash, Seen)> {
+        self.ids.iter().map(|(id, seen)| (*id, *seen))
+    }
+
+    pub(super) fn idle_before(&self, before_ms: i64) -> impl Iterator<Item = &(i64, Vec<u8>)> {
+        self.idle.range(..(before_ms, Vec::new()))
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.ids.is_empty()
+    }
+}

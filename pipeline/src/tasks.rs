@@ -1,0 +1,254 @@
+//! The tasks that a worker owns, and where each is in its life.
+//!
+//! ```text
+//!            assigned            opened             level
+//!  (none) ───────────► Created ─────────► Restoring ─────► Running
+//!                         │                   │               │
+//!                         └───────────────────┴───────────────┴──► Closed
+//!                              revoked, lost, shut down
+//! ```
+//!
+//! It does not know transactions: it is told when a task's writes are committed,
+//! and when they must be forgotten.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::{Offset, TopicPartitionList};
+
+use crate::assignment::Change;
+use crate::commit_record::Ends;
+use crate::restore::{Progress, Restore, Restored, Setup};
+use crate::store::Positions;
+use crate::task::Task;
+use crate::transaction::Trouble;
+
+/// Where a task is in its life. A task that is closed is no longer among them.
+#[derive(Debug)]
+enum Life {
+    /// Ours, and nothing done for it yet; it waits for its turn to be restored.
+    Created,
+    /// Its store follows the log; no record of it is processed.
+    Restoring,
+    /// It processes records.
+    Running(Box<Running>),
+}
+
+/// A task that processes records.
+#[derive(Debug)]
+pub struct Running {
+    /// The task.
+    pub task: Task,
+    /// The next input offset to process.
+    pub position: i64,
+    /// What is committed.
+    pub committed: Commit,
+}
+
+/// A task's place as of its last commit.
+#[derive(Debug, Clone, Copy)]
+pub struct Commit {
+    /// The input position.
+    pub position: i64,
+    /// The ends of changelog and ids log.
+    pub ends: Ends,
+    /// The greatest Kafka timestamp read so far, in milliseconds.
+    pub stream_time_ms: i64,
+}
+
+/// The tasks of a worker, by partition.
+#[derive(Debug, Default)]
+pub struct Tasks {
+    lives: BTreeMap<i32, Life>,
+    /// The first is being restored; the others wait.
+    restores: VecDeque<Restore>,
+    records_left: i64,
+}
+
+impl Tasks {
+    /// Follows what the group did.
+    ///
+    /// # Errors
+    /// Where a store cannot be closed.
+    pub fn follow(&mut self, changes: &[Change]) -> Result<()> {
+        for change in changes {
+            match *change {
+                Change::Assigned(partition) => {
+                    tracing::info!(partition, "assigned");
+                    self.lives.insert(partition, Life::Created);
+                    self.restores.push_back(Restore::new(partition));
+                }
+                Change::Revoked(partition) => {
+                    tracing::info!(partition, "revoked");
+                    self.close(partition)?;
+                }
+                Change::Lost(partition) => {
+                    tracing::warn!(
+                        partition,
+                        "lost: the group gave it to another; dropping what is not committed"
+                    );
+                    self.close(partition)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes one bounded step of one restore. `true`: there is nothing to do at once.
+    ///
+    /// # Errors
+    /// Where a restore cannot go on.
+    pub fn restore_step<C: ConsumerContext>(
+        &mut self,
+        setup: &Setup,
+        consumer: &BaseConsumer<C>,
+    ) -> Result<bool, Trouble> {
+        let Some(mut restore) = self.restores.pop_front() else { return Ok(true) };
+        let partition = restore.partition();
+        match restore.step(setup, consumer)? {
+            Progress::Waiting => {
+                self.restores.push_back(restore);
+                Ok(true)
+            }
+            Progress::Left(records) => {
+                self.records_left = records;
+                self.lives.insert(partition, Life::Restoring);
+                self.restores.push_front(restore);
+                Ok(false)
+            }
+            Progress::Done(restored) => {
+                self.records_left = 0;
+                go_on(setup, consumer, partition, restored.position)?;
+                self.lives.insert(partition, Life::Running(Box::new(Running::new(setup, *restored))));
+                Ok(false)
+            }
+        }
+    }
+
+    /// Whether any task is not running yet.
+    #[must_use]
+    pub fn are_restoring(&self) -> bool {
+        !self.restores.is_empty()
+    }
+
+    /// How many records the restore under way has left to read, at most.
+    #[must_use]
+    pub fn records_left(&self) -> i64 {
+        self.records_left
+    }
+
+    /// The running task of a partition.
+    pub fn running(&mut self, partition: i32) -> Option<&mut Running> {
+        match self.lives.get_mut(&partition) {
+            Some(Life::Running(running)) => Some(running),
+            _ => None,
+        }
+    }
+
+    /// All running tasks, by partition.
+    pub fn all_running(&mut self) -> impl Iterator<Item = (i32, &mut Running)> {
+        self.lives.iter_mut().filter_map(|(partition, life)| match life {
+            Life::Running(running) => Some((*partition, running.as_mut())),
+            Life::Created | Life::Restoring => None,
+        })
+    }
+
+    /// Each partition, with the committed position where it runs.
+    pub fn positions(&self) -> impl Iterator<Item = (i32, Option<i64>)> {
+        self.lives.iter().map(|(partition, life)| match life {
+            Life::Running(running) => (*partition, Some(running.committed.position)),
+            Life::Created | Life::Restoring => (*partition, None),
+        })
+    }
+
+    /// Forgets what is not committed: every task is as after its last commit.
+    pub fn discard(&mut self, setup: &Setup) {
+        for (_, running) in self.all_running() {
+            running.discard(setup);
+        }
+    }
+
+    /// Flushes the stores that are due.
+    ///
+    /// # Errors
+    /// Where a disk cannot be written.
+    pub fn flush_if_due(&mut self) -> Result<()> {
+        let now = Instant::now();
+        self.all_running().try_for_each(|(_, running)| running.task.store.flush_if_due(now))
+    }
+
+    /// Closes every task and its store.
+    ///
+    /// # Errors
+    /// Where a disk cannot be written.
+    pub fn close_all(&mut self) -> Result<()> {
+        let partitions: Vec<i32> = self.lives.keys().copied().collect();
+        partitions.into_iter().try_for_each(|partition| self.close(partition))
+    }
+
+    fn close(&mut self, partition: i32) -> Result<()> {
+        self.restores.retain(|restore| restore.partition() != partition);
+        match self.lives.remove(&partition) {
+            Some(Life::Running(running)) => running
+                .task
+                .store
+                .close()
+                .with_context(|| format!("close the store of partition {partition}")),
+            Some(Life::Created | Life::Restoring) | None => Ok(()),
+        }
+    }
+}
+
+impl Running {
+    fn new(setup: &Setup, restored: Restored) -> Running {
+        let Restored { store, position, ends, stream_time_ms } = restored;
+        let topology = std::sync::Arc::clone(&setup.topology);
+        Running {
+            task: Task::new(topology, setup.partitions, store, stream_time_ms),
+            position,
+            committed: Commit { position, ends, stream_time_ms },
+        }
+    }
+
+    /// Kafka has committed: the store follows.
+    ///
+    /// # Errors
+    /// Where the disk cannot be written.
+    pub fn apply(&mut self, ends: Ends) -> Result<()> {
+        let stream_time_ms = self.task.stream_time_ms();
+        self.committed = Commit { position: self.position, ends, stream_time_ms };
+        let positions =
+            Positions { changelog: ends.changelog, ids: ends.ids, input: self.position, stream_time_ms };
+        self.task.store.apply(&positions)?;
+        self.task.store.flush_if_due(Instant::now())
+    }
+
+    fn discard(&mut self, setup: &Setup) {
+        let mut store = std::mem::take(&mut self.task.store);
+        store.discard();
+        // The stream time is the task's own, and has run ahead too.
+        let topology = std::sync::Arc::clone(&setup.topology);
+        self.task = Task::new(topology, setup.partitions, store, self.committed.stream_time_ms);
+        self.position = self.committed.position;
+    }
+}
+
+/// The consumer reads on from there.
+fn go_on<C: ConsumerContext>(
+    setup: &Setup,
+    consumer: &BaseConsumer<C>,
+    partition: i32,
+    position: i64,
+) -> Result<(), Trouble> {
+    let topic = &setup.topology.source.topic;
+    let mut list = TopicPartitionList::new();
+    list.add_partition(topic, partition);
+    consumer
+        .seek(topic, partition, Offset::Offset(position), std::time::Duration::from_secs(10))
+        .and_then(|()| consumer.resume(&list))
+        .map_err(|error| {
+            Trouble::Rebuild(format!("go on with {topic} [{partition}] from {position}: {error}"))
+        })
+}
