@@ -113,6 +113,12 @@ impl Decoder {
         topology: &Topology,
     ) -> Result<Envelope<'a>, Unusable> {
         let value = record.value.ok_or_else(|| Unusable::new(Code::NullValue, "the record has no value"))?;
+        let (root, text) = self.unwrap(value)?;
+        read(root, text, record, topology)
+    }
+
+    /// The bare envelope and its bytes, whatever it was wrapped in.
+    fn unwrap<'a>(&'a mut self, value: &'a [u8]) -> Result<(Value<'a>, &'a str), Unusable> {
         let Decoder { outer, inner, message } = self;
         let not_json = |error| Unusable::new(Code::NotJson, format!("the value is no JSON: {error}"));
         let mut root = outer.parse(value).map_err(not_json)?;
@@ -134,8 +140,25 @@ impl Decoder {
                 text = wrapped.raw();
             }
         }
-        read(root, text, record, topology)
+        Ok((root, text))
     }
+}
+
+/// The time of a line that is a ticket event by itself, bare or wrapped, in
+/// milliseconds (0 where its timestamp cannot be read); `None` where it is none.
+#[must_use]
+pub fn ticket_event_time_ms(line: &[u8]) -> Option<i64> {
+    let is_wrapper = |root: Value<'_>| {
+        notification(root).is_some() || root.get("message").is_some_and(|inner| inner.kind() == Kind::Object)
+    };
+    let mut tape = Tape::default();
+    let root = tape.parse(line).ok()?;
+    if !is_bare(root) && !is_wrapper(root) {
+        return None;
+    }
+    let mut decoder = Decoder::default();
+    let time_ms = decoder.unwrap(line).ok().and_then(|(root, _)| timestamp::parse(root.get("timestamp")?));
+    Some(time_ms.unwrap_or(0))
 }
 
 fn is_bare(root: Value<'_>) -> bool {
