@@ -160,7 +160,7 @@ mod tests {
 
     /// The default topology's topics, over a raw topic as Kafka makes it by default.
     fn all() -> Vec<Wanted> {
-        let topology = Topology::default();
+        let topology = Topology::shipped();
         wanted(&topology, RawTopic { partitions: 4, record_bytes_max: 1_048_588, retention_ms: 604_800_000 })
     }
 
@@ -268,7 +268,7 @@ mod tests {
 
     #[test]
     fn retention_that_the_topology_sets_is_held_to() {
-        let mut topology = Topology::default();
+        let mut topology = Topology::shipped();
         topology.topic_settings.retention_ms = 1000;
         let raw = RawTopic::to_be_made(&topology);
         let wanted = wanted(&topology, raw).into_iter().find(|w| w.name == "ticket.late").unwrap();
