@@ -26,8 +26,6 @@
 //!  commit_record what the ids log and the committed offsets' metadata say
 //!  restore     bring a store to where the log says it should be
 //!  transaction begin, send, commit, abort; what an error asks of the worker
-//!  assignment  what the group gave and took
-//!  tasks       the tasks that a worker owns, and where each is in its life
 //!  crash       steps at which a test lets the process die
 //!  worker      the loop: poll, process, commit, apply; rebalance, shutdown
 //!  pipeline    the process: workers, signals, progress, the state directory's lock
@@ -78,10 +76,6 @@ pub mod commit_record;
 pub mod restore;
 
 pub mod transaction;
-
-pub mod assignment;
-
-pub mod tasks;
 
 pub mod crash;
 

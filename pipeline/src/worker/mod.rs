@@ -5,6 +5,9 @@
 //! two leaves a store behind its changelog, never ahead. It does not know what a
 //! task does with a record.
 
+mod assignment;
+mod tasks;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,16 +18,16 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 
-use crate::assignment::Assignment;
 use crate::clients::{self, Member};
 use crate::commit_record::{CommitRecord, IDS_MAX, IdsRecord};
 use crate::crash::{self, Step};
 use crate::record::{Origin, Outbox, RawRecord};
 use crate::restore::Setup;
 use crate::task::Fate;
-use crate::tasks::{Running, Tasks};
 use crate::topology::Limits;
 use crate::transaction::{Moved, Producer, Transaction, Trouble, read_headers};
+use assignment::Assignment;
+use tasks::{Running, Tasks};
 
 /// An idle poll takes so long: the time in which a stop is noticed.
 const IDLE_POLL: Duration = Duration::from_millis(100);

@@ -17,7 +17,7 @@ use crate::clients;
 
 /// What the group did with a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
+pub(super) enum Change {
     /// It is ours, and paused.
     Assigned(i32),
     /// It is to be another's: what is not committed is dropped.
@@ -28,7 +28,7 @@ pub enum Change {
 
 /// The consumer's context.
 #[derive(Debug, Default)]
-pub struct Assignment {
+pub(super) struct Assignment {
     changes: Mutex<Vec<Change>>,
     failure: Mutex<Option<KafkaError>>,
 }
@@ -38,7 +38,7 @@ impl Assignment {
     ///
     /// # Errors
     /// Where librdkafka did not accept a change.
-    pub fn take_changes(&self) -> KafkaResult<Vec<Change>> {
+    pub(super) fn take_changes(&self) -> KafkaResult<Vec<Change>> {
         if let Some(error) = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
             return Err(error);
         }

@@ -18,7 +18,7 @@ use anyhow::{Context, Result};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::assignment::Change;
+use super::assignment::Change;
 use crate::commit_record::Ends;
 use crate::restore::{Progress, Restore, Restored, Setup};
 use crate::store::Positions;
@@ -38,29 +38,29 @@ enum Life {
 
 /// A task that processes records.
 #[derive(Debug)]
-pub struct Running {
+pub(super) struct Running {
     /// The task.
-    pub task: Task,
+    pub(super) task: Task,
     /// The next input offset to process.
-    pub position: i64,
+    pub(super) position: i64,
     /// What is committed.
-    pub committed: Commit,
+    pub(super) committed: Commit,
 }
 
 /// A task's place as of its last commit.
 #[derive(Debug, Clone, Copy)]
-pub struct Commit {
+pub(super) struct Commit {
     /// The input position.
-    pub position: i64,
+    pub(super) position: i64,
     /// The ends of changelog and ids log.
-    pub ends: Ends,
+    pub(super) ends: Ends,
     /// The greatest Kafka timestamp read so far, in milliseconds.
-    pub stream_time_ms: i64,
+    pub(super) stream_time_ms: i64,
 }
 
 /// The tasks of a worker, by partition.
 #[derive(Debug, Default)]
-pub struct Tasks {
+pub(super) struct Tasks {
     lives: BTreeMap<i32, Life>,
     /// The first is being restored; the others wait.
     restores: VecDeque<Restore>,
@@ -72,7 +72,7 @@ impl Tasks {
     ///
     /// # Errors
     /// Where a store cannot be closed.
-    pub fn follow(&mut self, changes: &[Change]) -> Result<()> {
+    pub(super) fn follow(&mut self, changes: &[Change]) -> Result<()> {
         for change in changes {
             match *change {
                 Change::Assigned(partition) => {
@@ -100,7 +100,7 @@ impl Tasks {
     ///
     /// # Errors
     /// Where a restore cannot go on.
-    pub fn restore_step<C: ConsumerContext>(
+    pub(super) fn restore_step<C: ConsumerContext>(
         &mut self,
         setup: &Setup,
         consumer: &BaseConsumer<C>,
@@ -129,18 +129,18 @@ impl Tasks {
 
     /// Whether any task is not running yet.
     #[must_use]
-    pub fn are_restoring(&self) -> bool {
+    pub(super) fn are_restoring(&self) -> bool {
         !self.restores.is_empty()
     }
 
     /// How many records the restore under way has left to read, at most.
     #[must_use]
-    pub fn records_left(&self) -> i64 {
+    pub(super) fn records_left(&self) -> i64 {
         self.records_left
     }
 
     /// The running task of a partition.
-    pub fn running(&mut self, partition: i32) -> Option<&mut Running> {
+    pub(super) fn running(&mut self, partition: i32) -> Option<&mut Running> {
         match self.lives.get_mut(&partition) {
             Some(Life::Running(running)) => Some(running),
             _ => None,
@@ -148,7 +148,7 @@ impl Tasks {
     }
 
     /// All running tasks, by partition.
-    pub fn all_running(&mut self) -> impl Iterator<Item = (i32, &mut Running)> {
+    pub(super) fn all_running(&mut self) -> impl Iterator<Item = (i32, &mut Running)> {
         self.lives.iter_mut().filter_map(|(partition, life)| match life {
             Life::Running(running) => Some((*partition, running.as_mut())),
             Life::Created | Life::Restoring => None,
@@ -156,7 +156,7 @@ impl Tasks {
     }
 
     /// Each partition, with the committed position where it runs.
-    pub fn positions(&self) -> impl Iterator<Item = (i32, Option<i64>)> {
+    pub(super) fn positions(&self) -> impl Iterator<Item = (i32, Option<i64>)> {
         self.lives.iter().map(|(partition, life)| match life {
             Life::Running(running) => (*partition, Some(running.committed.position)),
             Life::Created | Life::Restoring => (*partition, None),
@@ -164,7 +164,7 @@ impl Tasks {
     }
 
     /// Forgets what is not committed: every task is as after its last commit.
-    pub fn discard(&mut self, setup: &Setup) {
+    pub(super) fn discard(&mut self, setup: &Setup) {
         for (_, running) in self.all_running() {
             running.discard(setup);
         }
@@ -174,7 +174,7 @@ impl Tasks {
     ///
     /// # Errors
     /// Where a disk cannot be written.
-    pub fn flush_if_due(&mut self) -> Result<()> {
+    pub(super) fn flush_if_due(&mut self) -> Result<()> {
         let now = Instant::now();
         self.all_running().try_for_each(|(_, running)| running.task.store.flush_if_due(now))
     }
@@ -183,7 +183,7 @@ impl Tasks {
     ///
     /// # Errors
     /// Where a disk cannot be written.
-    pub fn close_all(&mut self) -> Result<()> {
+    pub(super) fn close_all(&mut self) -> Result<()> {
         let partitions: Vec<i32> = self.lives.keys().copied().collect();
         partitions.into_iter().try_for_each(|partition| self.close(partition))
     }
@@ -216,7 +216,7 @@ impl Running {
     ///
     /// # Errors
     /// Where the disk cannot be written.
-    pub fn apply(&mut self, ends: Ends) -> Result<()> {
+    pub(super) fn apply(&mut self, ends: Ends) -> Result<()> {
         let stream_time_ms = self.task.stream_time_ms();
         self.committed = Commit { position: self.position, ends, stream_time_ms };
         let positions =

@@ -1,0 +1,163 @@
+//! The process: one state directory, its workers, and what ends them.
+//!
+//! A worker works alone and publishes what it has done; here is what is done
+//! once for all of them. It does not touch tasks or transactions.
+
+mod caught_up;
+mod housekeeping;
+mod progress;
+mod signals;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+
+use crate::clients::Member;
+use crate::restore::Setup;
+use crate::store::{StateDirectory, StoreSettings};
+use crate::topics;
+use crate::topology::Topology;
+use crate::worker::{Published, Status, Worker};
+use caught_up::CaughtUp;
+use housekeeping::Housekeeping;
+use progress::Progress;
+
+/// How often the workers are looked after.
+const TICK: Duration = Duration::from_millis(50);
+
+/// How a run goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Stop when everything that is in the raw topic now is committed.
+    pub until_caught_up: bool,
+    /// Progress is one line that is written over; else a log line every so often.
+    pub on_terminal: bool,
+}
+
+struct Running {
+    slot: usize,
+    thread: JoinHandle<Result<()>>,
+    published: Arc<Published>,
+}
+
+/// Runs until a signal, until caught up where that is asked for, or until
+/// something happens that no retry can help.
+///
+/// # Errors
+/// What that was, and what to do about it.
+pub fn run(topology: Topology, options: Options) -> Result<()> {
+    let stop = Arc::new(AtomicBool::new(false));
+    signals::stop_on_signal(Arc::clone(&stop))?;
+    let topology = Arc::new(topology);
+    let state = StateDirectory::lock(&topology.state.dir, store_settings(&topology))?;
+    let instance = topology.runtime.instance.clone().map_or_else(|| state.instance(), Ok)?;
+    let checked = topics::check(&topology)?;
+    for warning in &checked.warnings {
+        tracing::warn!(warning, "the topics differ from what they should be");
+    }
+    let mut housekeeping = Housekeeping::connect(&topology, checked.partitions)?;
+    let delete_retention_ms = housekeeping.delete_retention_ms()?;
+    let setup = Arc::new(Setup {
+        topology: Arc::clone(&topology),
+        state,
+        partitions: checked.partitions,
+        delete_retention_ms,
+    });
+    let mut caught_up =
+        if options.until_caught_up { Some(CaughtUp::begin(&topology, checked.partitions)?) } else { None };
+    let mut progress = Progress::begin(&topology, options.on_terminal)?;
+
+    let mut workers = spawn_workers(&setup, &instance, &stop)?;
+    let mut outcome = Ok(());
+    while !workers.is_empty() {
+        std::thread::sleep(TICK);
+        for finished in workers.extract_if(.., |worker| worker.thread.is_finished()) {
+            let ended =
+                finished.thread.join().unwrap_or_else(|_| Err(anyhow!("worker {} panicked", finished.slot)));
+            progress.keep(&status(&finished.published));
+            // The first error is the cause.
+            outcome = outcome.and(ended);
+            stop.store(true, Ordering::Relaxed);
+        }
+        let statuses: Vec<Arc<Status>> = workers.iter().map(|worker| status(&worker.published)).collect();
+        progress.tick(&statuses);
+        if stop.load(Ordering::Relaxed) {
+            continue;
+        }
+        if let Err(error) = housekeeping.tick(&statuses) {
+            outcome = outcome.and(Err(error));
+            stop.store(true, Ordering::Relaxed);
+        }
+        if caught_up.as_mut().is_some_and(CaughtUp::tick) {
+            tracing::info!("caught up");
+            stop.store(true, Ordering::Relaxed);
+        }
+    }
+    progress.end();
+    outcome
+}
+
+fn spawn_workers(setup: &Arc<Setup>, instance: &str, stop: &Arc<AtomicBool>) -> Result<Vec<Running>> {
+    let topology = &setup.topology;
+    let partitions = usize::try_from(setup.partitions).unwrap_or(1);
+    let wanted = topology
+        .runtime
+        .workers
+        .or_else(|| std::thread::available_parallelism().ok().map(std::num::NonZero::get))
+        .unwrap_or(1);
+    let workers = wanted.clamp(1, partitions.max(1));
+    tracing::info!(group = topology.group, instance, workers, partitions, "starting");
+    (0..workers)
+        .map(|slot| {
+            let member = Member::new(topology, instance, slot, workers);
+            let published = Arc::new(Published::default());
+            let worker = Worker::new(Arc::clone(setup), member, Arc::clone(&published), Arc::clone(stop));
+            let thread = std::thread::Builder::new()
+                .name(format!("worker-{slot}"))
+                .spawn(move || worker.run())
+                .context("start a worker")?;
+            Ok(Running { slot, thread, published })
+        })
+        .collect()
+}
+
+fn status(published: &Published) -> Arc<Status> {
+    Arc::clone(&published.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+}
+
+fn store_settings(topology: &Topology) -> StoreSettings {
+    StoreSettings {
+        group: topology.group.clone(),
+        topic: topology.source.topic.clone(),
+        flush_records_max: topology.state.flush_records_max,
+        flush_interval_ms: topology.state.flush_interval_ms,
+        dedupe_window_ms: topology.policies.dedupe_window_ms,
+        // A quarter; the clients' queues take three eighths, batches and overlays the rest.
+        memory_bytes: topology.limits.memory_mb.saturating_mul(1024 * 1024) / 4,
+    }
+}
+
+/// Says when something that is done every so often is due.
+#[derive(Debug)]
+struct Every {
+    interval: Duration,
+    next: Instant,
+}
+
+impl Every {
+    fn new(interval: Duration) -> Every {
+        Every { interval, next: Instant::now() + interval }
+    }
+
+    fn is_due(&mut self) -> bool {
+        let now = Instant::now();
+        let due = now >= self.next;
+        if due {
+            self.next = now + self.interval;
+        }
+        due
+    }
+}
