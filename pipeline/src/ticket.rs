@@ -273,3 +273,146 @@ fn usable(value: Value<'_>) -> Option<Cow<'_, str>> {
         Said::Empty | Said::Nothing => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::json::Tape;
+    use crate::topology::Topology;
+
+    /// What a ticket says of the shipped topology's rule for `field`, as a person would write it.
+    fn check(field: &str, ticket: &str, expected: &str) {
+        let topology = Topology::shipped();
+        let rule = topology.rules.iter().find(|rule| rule.field == field).unwrap();
+        let mut tape = Tape::default();
+        let said = read(rule, tape.parse(ticket.as_bytes()).unwrap());
+        assert_eq!(said.as_ref().map_or("nothing".into(), words), expected, "{ticket}");
+    }
+
+    fn words(field: &Field<'_>) -> String {
+        let name =
+            |name: &Option<Cow<'_, str>>| name.as_ref().map_or(String::new(), |name| format!(" ({name})"));
+        match field {
+            Field::Reference(None) => "empty".into(),
+            Field::Reference(Some(identity)) => {
+                let email = identity.email.as_ref().map_or(String::new(), |email| format!(" <{email}>"));
+                format!("{}{}{email}", identity.id, name(&identity.name))
+            }
+            Field::Flag(value) => value.to_string(),
+            Field::Scalar(text) => (*text).into(),
+            Field::Set(identities) => format!("{{{}}}", identities.join(" ")),
+            Field::Map(entries) => {
+                let entry = |entry: &Entry<'_>| {
+                    let value = match entry.value {
+                        EntryValue::None => "none",
+                        EntryValue::Unknown => "unknown",
+                        EntryValue::Known(text) => text,
+                    };
+                    format!("{}{}={value}", entry.key, name(&entry.name))
+                };
+                format!("{{{}}}", entries.iter().map(entry).collect::<Vec<_>>().join(" "))
+            }
+        }
+    }
+
+    const MARK: &str = "\\u00a0Payload too large. Use API instead ";
+
+    #[test]
+    fn the_first_present_path_of_a_reference_decides() {
+        for (ticket, expected) in [
+            (r#"{}"#, "nothing"),
+            (r#"{"status":null,"statusId":"a"}"#, "empty"),
+            (r#"{"status":""}"#, "empty"),
+            (r#"{"status":{}}"#, "empty"),
+            (r#"{"status":"open"}"#, "open"),
+            (r#"{"status":"open","statusName":"Open"}"#, "open (Open)"),
+            (r#"{"status":{"uid":"a","id":"b","name":"N"}}"#, "a (N)"),
+            (r#"{"status":{"id":7,"displayName":"D"}}"#, "7 (D)"),
+            (r#"{"status":{"id":7,"name":null,"displayName":"D"}}"#, "7"),
+            (r#"{"status":{"name":"N"}}"#, "N (N)"),
+            (r#"{"status":{"uid":null,"id":"b"}}"#, "empty"),
+            (r#"{"status":{"uid":"","id":"b"}}"#, "empty"),
+            (r#"{"status":{"uid":true,"id":"b"}}"#, "nothing"),
+            (r#"{"status":{"color":"red"},"statusId":"a"}"#, "nothing"),
+            (r#"{"status":7,"statusId":"a"}"#, "nothing"),
+            (r#"{"status":["a"]}"#, "nothing"),
+            (r#"{"statusId":"a","statusName":"A"}"#, "a (A)"),
+            (r#"{"statusName":"A"}"#, "A (A)"),
+            (r#"{"statusId":null,"statusName":"A"}"#, "empty"),
+            (r#"{"st\u0061tus":"escaped"}"#, "escaped"),
+        ] {
+            check("status", ticket, expected);
+        }
+        check("status", &format!(r#"{{"status":"{MARK}","statusId":"a"}}"#), "nothing");
+        check("status", &format!(r#"{{"status":{{"uid":"a","name":"{MARK}"}}}}"#), "a");
+    }
+
+    #[test]
+    fn an_agent_that_does_not_say_whom_it_means_is_passed_over() {
+        for (ticket, expected) in [
+            (
+                r#"{"assignedAgent":{"email":"a@b"},"assignedAgentId":"x","assignedTo":{"uid":"u","email":"e"}}"#,
+                "u <e>",
+            ),
+            (r#"{"assignedAgent":null,"assignedTo":"u"}"#, "empty"),
+            (r#"{"assignedAgentId":"x","assignedTo":"u"}"#, "x"),
+            (r#"{"assignedTo":{"uid":"u","email":""}}"#, "u"),
+        ] {
+            check("assignedAgent", ticket, expected);
+        }
+    }
+
+    #[test]
+    fn a_flag_is_a_boolean_and_nothing_else() {
+        check("isEscalated", r#"{"isEscalated":true}"#, "true");
+        check("isEscalated", r#"{"isEscalated":"true"}"#, "nothing");
+        check("isEscalated", r#"{"isEscalated":null}"#, "nothing");
+    }
+
+    #[test]
+    fn tags_are_a_set_of_identities() {
+        for (ticket, expected) in [
+            (r#"{"tags":null}"#, "{}"),
+            (r#"{"tags":[]}"#, "{}"),
+            (r#"{"tags":{}}"#, "{}"),
+            (r#"{"tags":{"a":1}}"#, "nothing"),
+            (r#"{"tags":"a"}"#, "nothing"),
+            (
+                r#"{"tags":["b","a",7,"b","",null,true,{"uid":"u","id":"i"},{"uid":null,"id":"i"},["x"]]}"#,
+                "{7 a b u}",
+            ),
+        ] {
+            check("tags", ticket, expected);
+        }
+        check("tags", &format!(r#"{{"tags":["a","{MARK}"]}}"#), "nothing");
+        check("tags", &format!(r#"{{"tags":["a",{{"id":"{MARK}"}}]}}"#), "nothing");
+    }
+
+    #[test]
+    fn custom_fields_are_a_map_in_either_form() {
+        for (ticket, expected) in [
+            (r#"{"customFields":null,"customFieldValues":{"a":1}}"#, "{}"),
+            (r#"{"customFields":"x","customFieldValues":{"a":1}}"#, "nothing"),
+            (r#"{"customFieldValues":{"b":[],"a":{"x":1},"c":"","":0}}"#, "{=0 a={\"x\":1} b=none c=none}"),
+            (r#"{"customFields":{"a":1,"\u0061":2}}"#, "{a=2}"),
+            (
+                r#"{"customFields":[{"customField":{"id":7,"name":"N"},"data":1},{"customField":{"uid":""},"value":2},
+                   {"customField":{},"value":3},{"value":4},5,{"customField":{"uid":"7"},"value":null,"data":6}]}"#,
+                "{=2 7=none}",
+            ),
+        ] {
+            check("customField", ticket, expected);
+        }
+        check(
+            "customField",
+            &format!(r#"{{"customFields":{{"a":"{MARK}","b":[1,"{MARK}"],"c":[["{MARK}"]]}}}}"#),
+            &format!("{{a=unknown b=unknown c=[[\"{MARK}\"]]}}"),
+        );
+        check(
+            "customField",
+            &format!(r#"{{"customFields":[{{"customField":{{"uid":"{MARK}"}},"value":1}}]}}"#),
+            "nothing",
+        );
+        check("customField", &format!(r#"{{"customFields":[1,"{MARK}"]}}"#), "nothing");
+    }
+}
