@@ -107,7 +107,7 @@ find_java() {
     local candidate major
     for candidate in ${JAVA_HOME:+"$JAVA_HOME/bin/java"} "$(command -v java || true)" /usr/lib/jvm/*/bin/java; do
         [[ -x $candidate ]] || continue
-        major=$(java_major "$candidate")
+        major=$(java_major "$candidate") || true
         if ((${major:-0} >= 17)); then
             printf '%s\n' "$candidate"
             return

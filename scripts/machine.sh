@@ -75,6 +75,12 @@ java_package() {
     fail "find a package with Java 17 or newer: install one from https://adoptium.net and set JAVA_HOME"
 }
 
+# One source of packages that cannot be reached need not matter: the installation tells.
+refresh_apt() {
+    say "reading the lists of packages: apt-get update"
+    as_root apt-get update -q >&2 || true
+}
+
 apt_install() { as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"; }
 
 # Names everything that is missing before it installs any of it.
@@ -86,14 +92,13 @@ install_missing() {
         fail "install these with this system's package manager, then run this again.
 Debian's names for them: ${missing_packages[*]/#java/openjdk-17-jre-headless}"
     fi
-    step "installing what is missing: apt-get install ${missing_packages[*]}"
-    # One source of packages that cannot be reached need not matter: the installation tells.
-    as_root apt-get update -q >&2 || true
+    refresh_apt
     local packages=() package
     for package in "${missing_packages[@]}"; do
         [[ $package != java ]] || package=$(java_package)
         packages+=("$package")
     done
+    step "installing what is missing: apt-get install ${packages[*]}"
     apt_install "${packages[@]}" >&2
     missing_packages=()
     missing_words=()
@@ -134,7 +139,7 @@ ensure_rust() {
     hash -r
     rust_is_enough && return
     local found
-    found=$(rust_version)
+    found=$(rust_version) || true
     say "this machine lacks Rust $(rust_needed) or newer${1:+, with rustfmt and clippy}${found:+ (it has rustc $found)}"
     if have rustup && rust_is_new_enough; then
         step "installing what is missing: rustup component add rustfmt clippy"
@@ -151,8 +156,8 @@ ensure_rust() {
 
 install_rust_with_apt() {
     local version
-    as_root apt-get update -q >&2 || true
-    version=$(apt-cache policy rustc 2>/dev/null | sed -n 's/^ *Candidate: \([0-9.]*\).*/\1/p')
+    refresh_apt
+    version=$(apt-cache policy rustc 2>/dev/null | sed -n 's/^ *Candidate: \([0-9.]*\).*/\1/p') || true
     if at_least "$version" "$(rust_needed)"; then
         step "installing what is missing: apt-get install rustc cargo rustfmt rust-clippy"
         apt_install rustc cargo rustfmt rust-clippy >&2

@@ -27,7 +27,7 @@ const RULES: &[Rule] = &[
     Rule {
         what: "rdkafka",
         signs: &["rdkafka::", "use rdkafka", "rdkafka_sys::"],
-        homes: &["clients", "restore", "transaction", "worker", "topics", "cli"],
+        homes: &["topology", "clients", "restore", "transaction", "worker", "topics", "cli"],
     },
     Rule { what: "rocksdb", signs: &["rocksdb::", "use rocksdb"], homes: &["store"] },
     Rule { what: "serde_json", signs: &["serde_json::", "use serde_json"], homes: &["lines", "cli"] },

@@ -7,12 +7,19 @@
 //!  topology    what is read, derived and written, as a validated value
 //!  record      bytes at topic, partition, offset: what comes in, what goes out
 //!  json        bytes to a strict, borrowed JSON document
+//!  number      numbers exactly
+//!  canonical   which JSON values are equal
+//!  timestamp   envelope timestamps in milliseconds
 //!  envelope    bytes of a raw record to an envelope, or the reason why not
 //!  ticket      what a ticket says of each tracked field
 //!  derive      what changed: one verdict for each rule
+//!  announcement native specifics and their derived twins
+//!  codec       numbers and bytes in our own binary forms
 //!  entry       what is remembered of one ticket, and its encoding
+//!  transition  what one ticket event does to its entry, and what it derives
 //!  outgoing    forwarded, derived and dead-letter records: bytes and headers
 //!  truncate    the size limit
+//!  partition   the partition that Kafka's Java client would choose
 //!  task        one input partition: a record in; outgoing records and overlay out
 //!  clients     the Kafka clients' configuration
 //!  store       committed state on disk, overlay in memory, positions
@@ -32,17 +39,31 @@ pub mod record;
 
 pub mod json;
 
+pub mod number;
+
+pub mod canonical;
+
+pub mod timestamp;
+
 pub mod envelope;
 
 pub mod ticket;
 
 pub mod derive;
 
+pub mod announcement;
+
+pub mod codec;
+
 pub mod entry;
+
+pub mod transition;
 
 pub mod outgoing;
 
 pub mod truncate;
+
+pub mod partition;
 
 pub mod task;
 

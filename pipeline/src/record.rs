@@ -1,6 +1,6 @@
 //! Bytes at topic, partition, offset: what comes in, and what goes out.
 
-use crate::topology::EventTypeIndex;
+use crate::topology::{EventTypeIndex, Topology};
 
 /// A header: a name and perhaps a value.
 pub type Header<'a> = (&'a [u8], Option<&'a [u8]>);
@@ -31,6 +31,20 @@ pub enum Destination {
     Late,
     /// The dead-letter topic.
     DeadLetter,
+}
+
+impl Destination {
+    /// The topic's name; empty for an index that is none of the topology's.
+    #[must_use]
+    pub fn topic(self, topology: &Topology) -> &str {
+        match self {
+            Destination::Event(index) => {
+                topology.event_types.get(index).map_or("", |event_type| &event_type.topic)
+            }
+            Destination::Late => &topology.late_topic,
+            Destination::DeadLetter => &topology.dead_letter_topic,
+        }
+    }
 }
 
 /// Where an outgoing record comes from.

@@ -1,19 +1,35 @@
 //! One input partition: a record in; outgoing records and overlay out.
+//!
+//! Everything pure meets here. What one record does is decided before anything
+//! is remembered of it, so a record that must go to the dead-letter topic after
+//! all leaves no trace. The task knows no clock and no Kafka client.
 
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
+use crate::derive::PreviousFrom;
+use crate::entry::{Entry, RuleSet};
+use crate::envelope::{Code, Decoder, Envelope, Unusable};
+use crate::json::Tape;
+use crate::outgoing::{self, Derived, Headers};
+use crate::partition;
 use crate::record::{Destination, Draft, Origin, Outbox, RawRecord};
-use crate::store::Store;
+use crate::store::{EventHash, Seen, Store};
 use crate::topology::Topology;
+use crate::transition::{self, DerivedEvent, Role, Transition};
+use crate::truncate::{self, Spare};
 
 /// One input partition with its store.
 #[derive(Debug)]
 pub struct Task {
     topology: Arc<Topology>,
+    roles: Vec<Role>,
+    rule_set: RuleSet,
     partitions: i32,
     stream_time_ms: i64,
+    decoder: Decoder,
+    value: Vec<u8>,
     /// The partition's state. The worker seals, applies and discards its overlay.
     pub store: Store,
 }
@@ -43,7 +59,13 @@ pub enum Fate {
     /// A native specific that met its twin, or that the policy drops.
     Dropped,
     /// In the dead-letter topic.
-    DeadLetter,
+    DeadLetter(Code),
+}
+
+impl Outcome {
+    fn of(fate: Fate) -> Outcome {
+        Outcome { fate, derived: 0, twins_dropped: 0, late: false, truncated: 0 }
+    }
 }
 
 impl Task {
@@ -51,7 +73,10 @@ impl Task {
     /// `stream_time_ms` the greatest Kafka timestamp read so far (`i64::MIN` at first).
     #[must_use]
     pub fn new(topology: Arc<Topology>, partitions: i32, store: Store, stream_time_ms: i64) -> Task {
-        Task { topology, partitions, stream_time_ms, store }
+        let roles = transition::roles(&topology);
+        let rule_set = RuleSet::of(&topology.rules);
+        let (decoder, value) = (Decoder::default(), Vec::new());
+        Task { topology, roles, rule_set, partitions, stream_time_ms, decoder, value, store }
     }
 
     /// Processes one record: what is to be emitted goes to `out` (cleared
@@ -62,34 +87,219 @@ impl Task {
     pub fn process(&mut self, record: &RawRecord<'_>, out: &mut Outbox) -> Result<Outcome> {
         out.clear();
         self.stream_time_ms = self.stream_time_ms.max(record.timestamp_ms);
-        // A stand-in until the core arrives: forward to the first event type and remember the value.
-        let _ = (&self.topology, self.partitions);
-        out.push(&Draft {
-            destination: Destination::Event(0),
-            partition: record.partition,
-            key: record.key,
-            value: record.value,
-            timestamp_ms: record.timestamp_ms,
-            origin: Origin::Forwarded,
-        });
-        if let Some(key) = record.key {
-            self.store.put_entry(key, record.value.map(<[u8]>::to_vec));
+        let forgotten_before_ms = self.forgotten_before_ms();
+        let topology = &*self.topology;
+        let dead_letter = |out: &mut Outbox, unusable: &Unusable| {
+            out.clear();
+            outgoing::push_dead_letter(out, &topology.source.topic, record, unusable);
+            Ok(Outcome::of(Fate::DeadLetter(unusable.code)))
+        };
+
+        let envelope = match self.decoder.decode(record, topology) {
+            Ok(envelope) => envelope,
+            Err(unusable) => return dead_letter(out, &unusable),
+        };
+        let id = event_hash(&envelope.event_id);
+        let duplicate = |seen: Seen| seen.offset != record.offset && seen.timestamp_ms >= forgotten_before_ms;
+        if self.store.seen(&id)?.is_some_and(duplicate) {
+            return Ok(Outcome::of(Fate::Duplicate));
         }
-        Ok(Outcome { fate: Fate::Emitted, derived: 0, twins_dropped: 0, late: false, truncated: 0 })
+
+        let role = self.roles.get(envelope.event_type).copied().unwrap_or(Role::Other);
+        let mut tape = Tape::default();
+        let bytes = match role {
+            Role::Other => None,
+            _ => self.store.entry(envelope.uid.as_bytes())?,
+        };
+        let mut entry = match &bytes {
+            Some(bytes) => Entry::decode(bytes, &self.rule_set, &topology.rules, &mut tape)
+                .with_context(|| format!("decode the entry of ticket \"{}\"", envelope.uid))?,
+            None => Entry::new(record.offset),
+        };
+        entry.forget(forgotten_before_ms);
+        let transition = transition::happen(topology, role, &envelope, record.timestamp_ms, &mut entry);
+
+        let mut emission =
+            Emission { topology, envelope: &envelope, record, partitions: self.partitions, truncated: 0 };
+        if let Err(unusable) = emission.emit(&transition, &mut self.value, out) {
+            return dead_letter(out, &unusable);
+        }
+        let outcome = Outcome {
+            fate: if transition.dropped { Fate::Dropped } else { Fate::Emitted },
+            derived: u32::try_from(transition.derived.len()).unwrap_or(u32::MAX),
+            twins_dropped: transition.twins_dropped,
+            late: transition.late,
+            truncated: emission.truncated,
+        };
+
+        if transition.entry_changed {
+            entry.written_at = record.offset;
+            let bytes = (!entry.is_empty()).then(|| entry.encode(&self.rule_set));
+            self.store.put_entry(envelope.uid.as_bytes(), bytes);
+        }
+        self.store.see(id, Seen { offset: record.offset, timestamp_ms: record.timestamp_ms });
+        Ok(outcome)
     }
 
     /// Forgets at most `limit` entries that the window has forgotten; called
-    /// once for each transaction, before its changelog records are sent.
+    /// once for each transaction, before its changelog records are sent. Says
+    /// how many it looked at.
     ///
     /// # Errors
     /// Where the store cannot be read.
-    pub fn sweep(&mut self, _limit: usize) -> Result<usize> {
-        Ok(0)
+    pub fn sweep(&mut self, limit: usize) -> Result<usize> {
+        let forgotten_before_ms = self.forgotten_before_ms();
+        let idle = self.store.idle_before(forgotten_before_ms, limit)?;
+        for uid in &idle {
+            let Some(bytes) = self.store.entry(uid)? else { continue };
+            let mut tape = Tape::default();
+            let mut entry = Entry::decode(&bytes, &self.rule_set, &self.topology.rules, &mut tape)
+                .with_context(|| format!("decode the entry of ticket \"{}\"", uid.escape_ascii()))?;
+            if entry.forget(forgotten_before_ms) {
+                let bytes = (!entry.is_empty()).then(|| entry.encode(&self.rule_set));
+                self.store.put_entry(uid, bytes);
+            }
+        }
+        Ok(idle.len())
     }
 
     /// The greatest Kafka timestamp read so far.
     #[must_use]
     pub fn stream_time_ms(&self) -> i64 {
         self.stream_time_ms
+    }
+
+    /// What was made before this Kafka timestamp is older than the window.
+    #[must_use]
+    pub fn forgotten_before_ms(&self) -> i64 {
+        self.stream_time_ms.saturating_sub(self.topology.policies.dedupe_window_ms)
+    }
+}
+
+/// The digest by which the window knows an event id. Ids come from outside, so
+/// it must be one for which nobody can make two ids meet.
+fn event_hash(event_id: &str) -> EventHash {
+    *blake3::hash(event_id.as_bytes()).as_bytes().first_chunk().expect("a BLAKE3 hash has 32 bytes")
+}
+
+/// Puts what one ticket event emits into the outbox.
+struct Emission<'a> {
+    topology: &'a Topology,
+    envelope: &'a Envelope<'a>,
+    record: &'a RawRecord<'a>,
+    partitions: i32,
+    truncated: u32,
+}
+
+impl Emission<'_> {
+    fn emit(
+        &mut self,
+        transition: &Transition<'_>,
+        value: &mut Vec<u8>,
+        out: &mut Outbox,
+    ) -> Result<(), Unusable> {
+        if !transition.dropped {
+            self.forward(transition.late, out)?;
+        }
+        let total = transition.derived.len();
+        for (index, event) in transition.derived.iter().enumerate() {
+            self.derive(event, (index + 1, total), transition.previous_snapshot, value, out)?;
+        }
+        Ok(())
+    }
+
+    fn forward(&mut self, late: bool, out: &mut Outbox) -> Result<(), Unusable> {
+        let (envelope, record) = (self.envelope, self.record);
+        let text = envelope.text.as_bytes();
+        let cut = self.cut(text, &envelope.event_id, &envelope.event_name, Spare::Nothing)?;
+        let (value, pointers) = cut.as_ref().map_or((text, [].as_slice()), |cut| (&cut.value, &cut.pointers));
+        let headers = Headers { envelope, record, cloudevents: self.topology.policies.cloudevents };
+        let copies =
+            [(Destination::Event(envelope.event_type), Origin::Forwarded), (Destination::Late, Origin::Late)];
+        for (destination, origin) in copies.into_iter().take(1 + usize::from(late)) {
+            out.push(&self.draft(destination, origin, value));
+            headers.of_forwarded(out, pointers);
+        }
+        Ok(())
+    }
+
+    fn derive(
+        &mut self,
+        event: &DerivedEvent<'_>,
+        (position, total): (usize, usize),
+        previous_snapshot: Option<&str>,
+        value: &mut Vec<u8>,
+        out: &mut Outbox,
+    ) -> Result<(), Unusable> {
+        let (envelope, record) = (self.envelope, self.record);
+        let (Some(rule), Some(event_type)) =
+            (self.topology.rules.get(event.rule), self.topology.event_types.get(event.event_type))
+        else {
+            return Ok(());
+        };
+        let previous_ticket = match event.previous_from {
+            PreviousFrom::Event => envelope.previous_ticket.map(|ticket| ticket.raw()),
+            PreviousFrom::Store => previous_snapshot,
+        };
+        let id = outgoing::derived_id(envelope, &event_type.name, event.change.subject());
+        value.clear();
+        let derived = Derived {
+            name: &event_type.name,
+            id: &id,
+            field: &rule.field,
+            change: &event.change,
+            previous_from: event.previous_from,
+            previous_ticket: previous_ticket.unwrap_or("null"),
+            position,
+            total,
+        };
+        outgoing::write_derived(value, envelope, &self.topology.source.topic, record, &derived);
+        let cut = self.cut(value, &id, &event_type.name, Spare::Change)?;
+        let (value, pointers) =
+            cut.as_ref().map_or((&*value, [].as_slice()), |cut| (&cut.value, &cut.pointers));
+        out.push(&self.draft(Destination::Event(event.event_type), Origin::Derived, value));
+        let headers = Headers { envelope, record, cloudevents: self.topology.policies.cloudevents };
+        headers.of_derived(out, &event_type.name, &id, pointers);
+        Ok(())
+    }
+
+    /// `None` where the record fits as it is.
+    fn cut(
+        &mut self,
+        text: &[u8],
+        id: &str,
+        name: &str,
+        spare: Spare,
+    ) -> Result<Option<truncate::Cut>, Unusable> {
+        let limit = self.topology.limits.record_bytes_max;
+        if text.len() <= limit {
+            return Ok(None);
+        }
+        let cut = truncate::cut(text, limit, spare).ok_or_else(|| Unusable {
+            code: Code::PayloadTooLarge,
+            why: format!("a record of type {name} with {} bytes cannot be cut to {limit}", text.len()),
+        })?;
+        let ticket = &*self.envelope.uid;
+        tracing::warn!(
+            event_id = id,
+            event_type = name,
+            ticket,
+            bytes = text.len(),
+            "record cut to the size limit"
+        );
+        self.truncated += 1;
+        Ok(Some(cut))
+    }
+
+    fn draft<'b>(&'b self, destination: Destination, origin: Origin, value: &'b [u8]) -> Draft<'b> {
+        let uid = self.envelope.uid.as_bytes();
+        Draft {
+            destination,
+            partition: partition::of(uid, self.partitions),
+            key: Some(uid),
+            value: Some(value),
+            timestamp_ms: self.record.timestamp_ms,
+            origin,
+        }
     }
 }

@@ -1,1 +1,418 @@
-//! (to come)
+//! What a ticket says of each tracked field (contract §1).
+//!
+//! Absent is not null: a field of which a ticket says nothing reads as `None`,
+//! one that it says is empty as an empty value. This module reads one ticket;
+//! it does not know what was known before ([`crate::derive`]).
+
+use std::borrow::Cow;
+
+use crate::json::{Kind as Json, Value};
+use crate::topology::{Kind, Rule};
+
+/// What the platform puts in place of a string that was too large.
+pub const TRUNCATION_MARK: &str = "Payload too large. Use API instead";
+
+/// Whether a string is the truncation mark, white space around it aside.
+#[must_use]
+pub fn is_mark(content: &str) -> bool {
+    content.len() >= TRUNCATION_MARK.len() && content.trim() == TRUNCATION_MARK
+}
+
+/// What a ticket says of one field.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Field<'a> {
+    /// Something with an identity, or nothing.
+    Reference(Option<Identity<'a>>),
+    /// A boolean.
+    Flag(bool),
+    /// Any JSON value, as its text.
+    Scalar(&'a str),
+    /// Identities, sorted as bytes, each once.
+    Set(Vec<Cow<'a, str>>),
+    /// Entries, sorted by key as bytes, each key once.
+    Map(Vec<Entry<'a>>),
+}
+
+/// What a reference points to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity<'a> {
+    /// The identity; a number's is its JSON text. Never empty.
+    pub id: Cow<'a, str>,
+    /// A name with content.
+    pub name: Option<Cow<'a, str>>,
+    /// An e-mail address with content, where the rule reads it.
+    pub email: Option<Cow<'a, str>>,
+}
+
+/// One key of a map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry<'a> {
+    /// The key, `""` included.
+    pub key: Cow<'a, str>,
+    /// A name with content.
+    pub name: Option<Cow<'a, str>>,
+    /// The value.
+    pub value: EntryValue<'a>,
+}
+
+/// The value of a map's key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EntryValue<'a> {
+    /// `null`, `""`, `[]`: no value. So is a key that is missing from a map.
+    None,
+    /// The truncation mark stands in its place.
+    Unknown,
+    /// Any other JSON value, as its text.
+    Known(&'a str),
+}
+
+/// What `ticket`, an object, says of the rule's field; `None` where it says nothing.
+#[must_use]
+pub fn read<'a>(rule: &Rule, ticket: Value<'a>) -> Option<Field<'a>> {
+    if rule.kind == Kind::Reference {
+        return read_reference(rule, ticket).map(Field::Reference);
+    }
+    let value = rule.paths.iter().find_map(|path| at_path(ticket, path))?;
+    match rule.kind {
+        Kind::Reference => None,
+        Kind::Flag => match value.kind() {
+            Json::True => Some(Field::Flag(true)),
+            Json::False => Some(Field::Flag(false)),
+            _ => None,
+        },
+        Kind::Scalar => (!carries_mark(value)).then(|| Field::Scalar(value.raw())),
+        Kind::Set => read_set(value).map(Field::Set),
+        Kind::Map => read_map(value).map(Field::Map),
+    }
+}
+
+fn at_path<'a>(ticket: Value<'a>, path: &[String]) -> Option<Value<'a>> {
+    path.iter().try_fold(ticket, |value, name| value.get(name))
+}
+
+/// What one path says of an identity.
+enum Said<'a> {
+    Identity(Cow<'a, str>),
+    Empty,
+    Nothing,
+}
+
+fn said(value: Value<'_>) -> Said<'_> {
+    match value.kind() {
+        Json::Null => Said::Empty,
+        Json::Number => Said::Identity(Cow::Borrowed(value.raw())),
+        Json::String => match value.string() {
+            Some(content) if content.is_empty() => Said::Empty,
+            Some(content) if !is_mark(&content) => Said::Identity(content),
+            _ => Said::Nothing,
+        },
+        _ => Said::Nothing,
+    }
+}
+
+/// `Some(None)` is a reference that is said to be empty.
+fn read_reference<'a>(rule: &Rule, ticket: Value<'a>) -> Option<Option<Identity<'a>>> {
+    for path in &rule.paths {
+        let (name, parents) = path.split_last()?;
+        let Some(parent) = at_path(ticket, parents) else { continue };
+        let sibling = |suffix: &str| member_with_suffix(parent, name, suffix);
+        let reference = parent.get(name);
+        let said = match reference {
+            None => match sibling("Id").or_else(|| sibling("Name")) {
+                Some(value) => said(value),
+                None => continue,
+            },
+            Some(object) if object.kind() == Json::Object => {
+                if object.is_empty() {
+                    return Some(None);
+                }
+                // An object that does not say whom it means is passed over.
+                let Some(identity) = first_of(object, &["uid", "id", "name"]) else { continue };
+                said(identity)
+            }
+            // A number is no reference by itself: only a string is.
+            Some(value) if value.kind() == Json::Number => return None,
+            Some(value) => said(value),
+        };
+        let id = match said {
+            Said::Nothing => return None,
+            Said::Empty => return Some(None),
+            Said::Identity(id) => id,
+        };
+        let name = reference
+            .and_then(|object| first_of(object, &["name", "displayName"]))
+            .or_else(|| sibling("Name"))
+            .and_then(word);
+        let email = reference.filter(|_| rule.email).and_then(|object| object.get("email")).and_then(word);
+        return Some(Some(Identity { id, name, email }));
+    }
+    None
+}
+
+/// The member `<name><suffix>`: `statusId` beside `status`.
+fn member_with_suffix<'a>(object: Value<'a>, name: &str, suffix: &str) -> Option<Value<'a>> {
+    let is_it = |key: Value<'_>| {
+        key.string().is_some_and(|key| key.strip_suffix(suffix).is_some_and(|prefix| prefix == name))
+    };
+    object.members().filter(|(key, _)| is_it(*key)).last().map(|(_, value)| value)
+}
+
+fn first_of<'a>(object: Value<'a>, names: &[&str]) -> Option<Value<'a>> {
+    names.iter().find_map(|name| object.get(name))
+}
+
+/// A string with content that is not the mark: what a name or an e-mail address must be.
+fn word(value: Value<'_>) -> Option<Cow<'_, str>> {
+    value.string().filter(|content| !content.is_empty() && !is_mark(content))
+}
+
+/// Whether a value is the mark, or a list that directly contains it.
+fn carries_mark(value: Value<'_>) -> bool {
+    let is_mark = |value: Value<'_>| value.string().is_some_and(|content| is_mark(&content));
+    is_mark(value) || value.elements().any(is_mark)
+}
+
+/// `None` where the set is unknown: it is of another kind, or holds the mark.
+fn read_set(value: Value<'_>) -> Option<Vec<Cow<'_, str>>> {
+    match value.kind() {
+        Json::Null => return Some(Vec::new()),
+        Json::Object if value.is_empty() => return Some(Vec::new()),
+        Json::Array => {}
+        _ => return None,
+    }
+    let mut identities = Vec::new();
+    for element in value.elements() {
+        let identity = if element.kind() == Json::Object {
+            first_of(element, &["uid", "id", "name"])
+        } else {
+            Some(element)
+        };
+        let Some(identity) = identity else { continue };
+        match said(identity) {
+            Said::Identity(identity) => identities.push(identity),
+            Said::Nothing if carries_mark(identity) && identity.kind() == Json::String => return None,
+            Said::Nothing | Said::Empty => {}
+        }
+    }
+    identities.sort_unstable();
+    identities.dedup();
+    Some(identities)
+}
+
+/// `None` where the map is unknown: it is of another kind, or a list in which
+/// an element or a key is the mark.
+fn read_map(value: Value<'_>) -> Option<Vec<Entry<'_>>> {
+    let mut entries = match value.kind() {
+        Json::Null => Vec::new(),
+        Json::Object => value
+            .members()
+            .filter_map(|(key, value)| {
+                Some(Entry { key: key.string()?, name: None, value: entry_value(value) })
+            })
+            .collect(),
+        Json::Array => {
+            let mut entries = Vec::new();
+            for element in value.elements() {
+                if element.string().is_some_and(|content| is_mark(&content)) {
+                    return None;
+                }
+                let Some(custom_field) = element.get("customField") else { continue };
+                let Some(key) = first_of(custom_field, &["uid", "id", "name"]) else { continue };
+                let key = match key.kind() {
+                    Json::Number => Cow::Borrowed(key.raw()),
+                    Json::String => key.string()?,
+                    _ => continue,
+                };
+                if is_mark(&key) {
+                    return None;
+                }
+                let value = first_of(element, &["value", "data"]).map_or(EntryValue::None, entry_value);
+                entries.push(Entry { key, name: custom_field.get("name").and_then(word), value });
+            }
+            entries
+        }
+        _ => return None,
+    };
+    keep_last_of_each_key(&mut entries);
+    Some(entries)
+}
+
+fn keep_last_of_each_key(entries: &mut Vec<Entry<'_>>) {
+    // The sort is stable and the text's order reversed, so the last stands first.
+    entries.reverse();
+    entries.sort_by(|one, other| one.key.cmp(&other.key));
+    entries.dedup_by(|following, kept| following.key == kept.key);
+}
+
+fn entry_value(value: Value<'_>) -> EntryValue<'_> {
+    match value.kind() {
+        Json::Null => EntryValue::None,
+        Json::Array if value.is_empty() => EntryValue::None,
+        Json::String if value.string().is_some_and(|content| content.is_empty()) => EntryValue::None,
+        _ if carries_mark(value) => EntryValue::Unknown,
+        _ => EntryValue::Known(value.raw()),
+    }
+}
+
+/// The key of a map rule that a native event names: `payload.customField` (a
+/// string; of an object the first of `uid`, `id`, `name`), else
+/// `payload.customFieldId`; a non-empty string or a number, not the mark.
+#[must_use]
+pub fn named_key(payload: Value<'_>) -> Option<Cow<'_, str>> {
+    let custom_field = payload.get("customField").and_then(|field| match field.kind() {
+        Json::String => usable(field),
+        Json::Object => first_of(field, &["uid", "id", "name"]).and_then(usable),
+        _ => None,
+    });
+    custom_field.or_else(|| payload.get("customFieldId").and_then(usable))
+}
+
+fn usable(value: Value<'_>) -> Option<Cow<'_, str>> {
+    match said(value) {
+        Said::Identity(identity) => Some(identity),
+        Said::Empty | Said::Nothing => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::json::Tape;
+    use crate::topology::Topology;
+
+    /// What a ticket says of the shipped topology's rule for `field`, as a person would write it.
+    fn check(field: &str, ticket: &str, expected: &str) {
+        let topology = Topology::shipped();
+        let rule = topology.rules.iter().find(|rule| rule.field == field).unwrap();
+        let mut tape = Tape::default();
+        let said = read(rule, tape.parse(ticket.as_bytes()).unwrap());
+        assert_eq!(said.as_ref().map_or("nothing".into(), words), expected, "{ticket}");
+    }
+
+    fn words(field: &Field<'_>) -> String {
+        let name =
+            |name: &Option<Cow<'_, str>>| name.as_ref().map_or(String::new(), |name| format!(" ({name})"));
+        match field {
+            Field::Reference(None) => "empty".into(),
+            Field::Reference(Some(identity)) => {
+                let email = identity.email.as_ref().map_or(String::new(), |email| format!(" <{email}>"));
+                format!("{}{}{email}", identity.id, name(&identity.name))
+            }
+            Field::Flag(value) => value.to_string(),
+            Field::Scalar(text) => (*text).into(),
+            Field::Set(identities) => format!("{{{}}}", identities.join(" ")),
+            Field::Map(entries) => {
+                let entry = |entry: &Entry<'_>| {
+                    let value = match entry.value {
+                        EntryValue::None => "none",
+                        EntryValue::Unknown => "unknown",
+                        EntryValue::Known(text) => text,
+                    };
+                    format!("{}{}={value}", entry.key, name(&entry.name))
+                };
+                format!("{{{}}}", entries.iter().map(entry).collect::<Vec<_>>().join(" "))
+            }
+        }
+    }
+
+    const MARK: &str = "\\u00a0Payload too large. Use API instead ";
+
+    #[test]
+    fn the_first_present_path_of_a_reference_decides() {
+        for (ticket, expected) in [
+            (r#"{}"#, "nothing"),
+            (r#"{"status":null,"statusId":"a"}"#, "empty"),
+            (r#"{"status":""}"#, "empty"),
+            (r#"{"status":{}}"#, "empty"),
+            (r#"{"status":"open"}"#, "open"),
+            (r#"{"status":"open","statusName":"Open"}"#, "open (Open)"),
+            (r#"{"status":{"uid":"a","id":"b","name":"N"}}"#, "a (N)"),
+            (r#"{"status":{"id":7,"displayName":"D"}}"#, "7 (D)"),
+            (r#"{"status":{"id":7,"name":null,"displayName":"D"}}"#, "7"),
+            (r#"{"status":{"name":"N"}}"#, "N (N)"),
+            (r#"{"status":{"uid":null,"id":"b"}}"#, "empty"),
+            (r#"{"status":{"uid":"","id":"b"}}"#, "empty"),
+            (r#"{"status":{"uid":true,"id":"b"}}"#, "nothing"),
+            (r#"{"status":{"color":"red"},"statusId":"a"}"#, "nothing"),
+            (r#"{"status":7,"statusId":"a"}"#, "nothing"),
+            (r#"{"status":["a"]}"#, "nothing"),
+            (r#"{"statusId":"a","statusName":"A"}"#, "a (A)"),
+            (r#"{"statusName":"A"}"#, "A (A)"),
+            (r#"{"statusId":null,"statusName":"A"}"#, "empty"),
+            (r#"{"st\u0061tus":"escaped"}"#, "escaped"),
+        ] {
+            check("status", ticket, expected);
+        }
+        check("status", &format!(r#"{{"status":"{MARK}","statusId":"a"}}"#), "nothing");
+        check("status", &format!(r#"{{"status":{{"uid":"a","name":"{MARK}"}}}}"#), "a");
+    }
+
+    #[test]
+    fn an_agent_that_does_not_say_whom_it_means_is_passed_over() {
+        for (ticket, expected) in [
+            (
+                r#"{"assignedAgent":{"email":"a@b"},"assignedAgentId":"x","assignedTo":{"uid":"u","email":"e"}}"#,
+                "u <e>",
+            ),
+            (r#"{"assignedAgent":null,"assignedTo":"u"}"#, "empty"),
+            (r#"{"assignedAgentId":"x","assignedTo":"u"}"#, "x"),
+            (r#"{"assignedTo":{"uid":"u","email":""}}"#, "u"),
+        ] {
+            check("assignedAgent", ticket, expected);
+        }
+    }
+
+    #[test]
+    fn a_flag_is_a_boolean_and_nothing_else() {
+        check("isEscalated", r#"{"isEscalated":true}"#, "true");
+        check("isEscalated", r#"{"isEscalated":"true"}"#, "nothing");
+        check("isEscalated", r#"{"isEscalated":null}"#, "nothing");
+    }
+
+    #[test]
+    fn tags_are_a_set_of_identities() {
+        for (ticket, expected) in [
+            (r#"{"tags":null}"#, "{}"),
+            (r#"{"tags":[]}"#, "{}"),
+            (r#"{"tags":{}}"#, "{}"),
+            (r#"{"tags":{"a":1}}"#, "nothing"),
+            (r#"{"tags":"a"}"#, "nothing"),
+            (
+                r#"{"tags":["b","a",7,"b","",null,true,{"uid":"u","id":"i"},{"uid":null,"id":"i"},["x"]]}"#,
+                "{7 a b u}",
+            ),
+        ] {
+            check("tags", ticket, expected);
+        }
+        check("tags", &format!(r#"{{"tags":["a","{MARK}"]}}"#), "nothing");
+        check("tags", &format!(r#"{{"tags":["a",{{"id":"{MARK}"}}]}}"#), "nothing");
+    }
+
+    #[test]
+    fn custom_fields_are_a_map_in_either_form() {
+        for (ticket, expected) in [
+            (r#"{"customFields":null,"customFieldValues":{"a":1}}"#, "{}"),
+            (r#"{"customFields":"x","customFieldValues":{"a":1}}"#, "nothing"),
+            (r#"{"customFieldValues":{"b":[],"a":{"x":1},"c":"","":0}}"#, "{=0 a={\"x\":1} b=none c=none}"),
+            (r#"{"customFields":{"a":1,"\u0061":2}}"#, "{a=2}"),
+            (
+                r#"{"customFields":[{"customField":{"id":7,"name":"N"},"data":1},{"customField":{"uid":""},"value":2},
+                   {"customField":{},"value":3},{"value":4},5,{"customField":{"uid":"7"},"value":null,"data":6}]}"#,
+                "{=2 7=none}",
+            ),
+        ] {
+            check("customField", ticket, expected);
+        }
+        check(
+            "customField",
+            &format!(r#"{{"customFields":{{"a":"{MARK}","b":[1,"{MARK}"],"c":[["{MARK}"]]}}}}"#),
+            &format!("{{a=unknown b=unknown c=[[\"{MARK}\"]]}}"),
+        );
+        check(
+            "customField",
+            &format!(r#"{{"customFields":[{{"customField":{{"uid":"{MARK}"}},"value":1}}]}}"#),
+            "nothing",
+        );
+        check("customField", &format!(r#"{{"customFields":[1,"{MARK}"]}}"#), "nothing");
+    }
+}

@@ -615,7 +615,10 @@ fn kafkas_properties_are_checked_without_connecting() {
         "write 15000 ",
     );
     let text = one("producer", "transaction.timeout.ms: 12000\n    socket.timeout.ms: 13000");
-    check_holds(&text, 4, "longer than \"transaction.timeout.ms\"");
+    check_holds(&text, 4, "write at most 12000");
+    check_holds(&one("properties", "socket.timeout.ms: 60000"), 3, "write at most 15000");
+    parsed(&one("consumer", "socket.timeout.ms: 60000"));
+    parsed(&one("producer", "socket.timeout.ms: 60000\n    transaction.timeout.ms: 60000"));
     let text = one("consumer", "group.protocol: consumer\n    session.timeout.ms: 6000");
     check_holds(&text, 4, "the broker decides \"session.timeout.ms\"");
     parsed(&text.replace("protocol: consumer", "protocol: classic"));

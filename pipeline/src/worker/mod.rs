@@ -381,7 +381,7 @@ fn process(
         Fate::Emitted => {}
         Fate::Duplicate => status.duplicates += 1,
         Fate::Dropped => status.dropped += 1,
-        Fate::DeadLetter => status.dead_letters += 1,
+        Fate::DeadLetter(_) => status.dead_letters += 1,
     }
     Ok(())
 }
