@@ -3,14 +3,6 @@
 //! There is no write-ahead log: the changelog is one. Data and positions share
 //! a column family, so whatever survives a crash is a prefix of the writes,
 //! with the positions that belong to it.
-//!
-//! ```text
-//!  m <name>                         what the store belongs to, and its positions
-//!  e <uid>                          a ticket's entry
-//!  i <hash>                         an event id: offset, timestamp
-//!  x <idle since, ordered> <uid>    an entry without a snapshot; nothing
-//!  w <stream time, ordered>         a milestone: the ids log's end at that time
-//! ```
 
 use std::collections::{HashSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -25,15 +17,12 @@ use rocksdb::{
 };
 
 use super::directory::Shared;
+use super::keys::{
+    ENTRY, ID, IDENTITY, IDLE, MILESTONE, POSITIONS, idle_key, keyed, milestone_key, numbers, read_idle_key,
+    read_numbers, time_of_bytes,
+};
 use super::{EventHash, Seen};
 use crate::entry;
-
-const IDENTITY: &[u8] = b"midentity";
-const POSITIONS: &[u8] = b"mpositions";
-const ENTRY: u8 = b'e';
-const ID: u8 = b'i';
-const IDLE: u8 = b'x';
-const MILESTONE: u8 = b'w';
 
 /// A store of another version is not read: it is wiped, and restored from the log.
 const FORMAT_VERSION: u32 = 1;
@@ -237,9 +226,12 @@ impl Disk {
         Ok(found)
     }
 
-    pub(super) fn write(&mut self, mut writes: Writes, positions: &Positions) -> Result<()> {
-        let applied_at_ms = now_ms();
-        if self.positions.is_none() {
+    pub(super) fn write(&mut self, mut writes: Writes, positions: &Positions, is_level: bool) -> Result<()> {
+        // On the way to the log's end the store is as old as it was: what lies
+        // ahead may hold deletions from back then.
+        let is_new = self.positions.is_none();
+        let applied_at_ms = if is_level || is_new { now_ms() } else { self.applied_at_ms };
+        if is_new {
             let identity = self.shared.identity(FORMAT_VERSION, self.held.partition);
             writes.batch.put(IDENTITY, identity);
         }
@@ -272,7 +264,7 @@ impl Disk {
         self.positions
     }
 
-    /// The wall clock's time of the last write, in milliseconds since the epoch.
+    /// The wall clock's time when the store was last level with the log, in milliseconds since the epoch.
     pub(super) fn applied_at_ms(&self) -> i64 {
         self.applied_at_ms
     }
@@ -416,49 +408,6 @@ fn read_milestones(db: &DB) -> Result<VecDeque<(i64, i64)>> {
         }
     }
     Ok(milestones)
-}
-
-fn keyed(prefix: u8, rest: &[u8]) -> Vec<u8> {
-    let mut key = Vec::with_capacity(1 + rest.len());
-    key.push(prefix);
-    key.extend_from_slice(rest);
-    key
-}
-
-fn idle_key(since_ms: i64, uid: &[u8]) -> Vec<u8> {
-    let mut key = Vec::with_capacity(9 + uid.len());
-    key.push(IDLE);
-    key.extend_from_slice(&bytes_of_time(since_ms));
-    key.extend_from_slice(uid);
-    key
-}
-
-fn read_idle_key(key: &[u8]) -> Option<(i64, &[u8])> {
-    let (time, uid) = key.strip_prefix(&[IDLE])?.split_first_chunk::<8>()?;
-    Some((time_of_bytes(*time), uid))
-}
-
-fn milestone_key(stream_time_ms: i64) -> Vec<u8> {
-    keyed(MILESTONE, &bytes_of_time(stream_time_ms))
-}
-
-/// Big-endian with the sign turned, so that bytes sort as times do.
-fn bytes_of_time(time_ms: i64) -> [u8; 8] {
-    (time_ms ^ i64::MIN).to_be_bytes()
-}
-
-fn time_of_bytes(bytes: [u8; 8]) -> i64 {
-    i64::from_be_bytes(bytes) ^ i64::MIN
-}
-
-fn numbers<const N: usize>(numbers: [i64; N]) -> Vec<u8> {
-    numbers.iter().flat_map(|number| number.to_be_bytes()).collect()
-}
-
-fn read_numbers<const N: usize>(bytes: &[u8]) -> Option<[i64; N]> {
-    let (chunks, rest) = bytes.as_chunks::<8>();
-    let numbers: [[u8; 8]; N] = chunks.try_into().ok()?;
-    rest.is_empty().then(|| numbers.map(i64::from_be_bytes))
 }
 
 fn version(identity: &str) -> Option<&str> {

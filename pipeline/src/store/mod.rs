@@ -11,6 +11,7 @@
 
 mod directory;
 mod disk;
+mod keys;
 mod overlay;
 
 use std::cell::RefCell;
@@ -157,7 +158,7 @@ impl Store {
         for (id, seen) in sealed.ids() {
             writes.id(&id, seen);
         }
-        self.write(writes, positions)
+        self.write(writes, positions, true)
     }
 
     /// Drops everything that is not committed, sealed or not.
@@ -167,15 +168,16 @@ impl Store {
     }
 
     /// Writes to the disk, past the overlay: for what is committed already.
+    /// `is_level` says that nothing more is committed than the store then holds.
     ///
     /// # Errors
     /// Where the disk cannot be written.
-    pub fn write(&mut self, mut writes: Writes, positions: &Positions) -> Result<()> {
+    pub fn write(&mut self, mut writes: Writes, positions: &Positions, is_level: bool) -> Result<()> {
         let Some(disk) = &mut self.disk else { return Ok(()) };
         for key in self.stale.take() {
             writes.forget_idle(&key);
         }
-        disk.write(writes, positions).context("write to the store")
+        disk.write(writes, positions, is_level).context("write to the store")
     }
 
     /// The positions of the last write; `None` where nothing was ever written.
