@@ -15,9 +15,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 
-use crate::clients::{self, TRANSACTION_TIMEOUT_MS};
+use crate::clients;
 use crate::commit_record::Ends;
 use crate::store::{Positions, StateDirectory, Store, Writes};
+use crate::topology::TRANSACTION_TIMEOUT_MS;
 use crate::topology::Topology;
 use crate::transaction::Trouble;
 use plan::{Plan, Start};
