@@ -1,3 +1,21 @@
-//! The guarantees, one module each, on a real broker.
+//! The guarantees, one module each. Those of the first group need no broker;
+//! the others share one real Kafka, which this binary starts and takes down.
 
+#![allow(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    reason = "in a test a panic is the report, and it names the line"
+)]
+
+// What tests are told with.
+mod datasets;
+mod lines;
+mod random;
+mod tasks;
+mod wait;
+
+// The architecture.
 mod tidy;
+
+// With no broker.
+mod expected;
