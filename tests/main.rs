@@ -11,6 +11,7 @@
 mod datasets;
 mod lines;
 mod random;
+mod story;
 mod tasks;
 mod wait;
 
@@ -19,3 +20,16 @@ mod tidy;
 
 // With no broker.
 mod expected;
+mod laws;
+
+// On the broker: what it takes,
+mod broker;
+mod pipeline;
+
+// and what holds there.
+mod same_output;
+mod bad_input;
+mod crash;
+mod restore;
+mod shutdown;
+mod start;
