@@ -71,10 +71,14 @@ fn bad_records_go_to_the_dead_letter_topic_and_good_traffic_goes_on() {
         // To the partition that it came from, and in the order of it.
         let at = dead.iter().position(|line| line.partition == record.partition).expect("there are as many");
         let line = dead.remove(at);
-        assert_eq!((&line.key, &line.value, line.timestamp_ms), (&record.key, &record.value, record.timestamp_ms));
+        assert_eq!(
+            (&line.key, &line.value, line.timestamp_ms),
+            (&record.key, &record.value, record.timestamp_ms)
+        );
         assert_eq!(line.headers[0], ("x-request-id".to_owned(), Some(b"17".to_vec())), "headers stay");
         let names: Vec<&str> = line.headers[1..].iter().map(|(name, _)| name.as_str()).collect();
-        let ours = ["topic", "partition", "offset", "exception", "message"].map(|name| format!("__streams.errors.{name}"));
+        let ours = ["topic", "partition", "offset", "exception", "message"]
+            .map(|name| format!("__streams.errors.{name}"));
         assert_eq!(names, ours);
         assert_eq!(line.header("__streams.errors.topic").as_deref(), Some("ticket.raw"));
         assert_eq!(line.header("__streams.errors.partition"), Some(record.partition.to_string()));

@@ -69,7 +69,8 @@ fn script() -> PathBuf {
 impl Broker {
     fn up() -> Broker {
         let kafka = script();
-        let folder = tempfile::Builder::new().prefix("guarantees-").tempdir().expect("a folder can be made").keep();
+        let folder =
+            tempfile::Builder::new().prefix("guarantees-").tempdir().expect("a folder can be made").keep();
         let port = free_port().to_string();
         let mut watchdog = Command::new("sh")
             .args(["-c", WATCHDOG])

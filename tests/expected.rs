@@ -108,7 +108,12 @@ fn derive_takes_ticket_events_as_they_are() {
 #[test]
 fn derive_refuses_any_other_line_by_its_number() {
     let good = NASTY.raw_text().lines().next().expect("there are lines").to_owned();
-    for bad in ["no JSON", r#"{"partition":0}"#, "[]", r#"{"partition":9,"offset":0,"timestamp":1,"key":null,"value":null,"headers":[]}"#] {
+    for bad in [
+        "no JSON",
+        r#"{"partition":0}"#,
+        "[]",
+        r#"{"partition":9,"offset":0,"timestamp":1,"key":null,"value":null,"headers":[]}"#,
+    ] {
         let output = derive(&NASTY, format!("{good}\n{bad}\n{good}\n").as_bytes());
         assert_eq!(output.status.code(), Some(2), "{bad}: {}", said(&output));
         assert!(said(&output).contains("line 2"), "{bad}: {}", said(&output));

@@ -29,7 +29,8 @@ fn law<S: Strategy>(cases: u32, inputs: &S, law: impl Fn(S::Value) -> TestCaseRe
 
 // --- Tickets ---------------------------------------------------------------
 
-const REFERENCES: [&str; 7] = ["status", "priority", "assignedAgent", "type", "sentiment", "team", "requester"];
+const REFERENCES: [&str; 7] =
+    ["status", "priority", "assignedAgent", "type", "sentiment", "team", "requester"];
 const SETS: [&str; 2] = ["tags", "watchers"];
 const MAPS: [&str; 2] = ["customFields", "slaPolicies"];
 
@@ -45,10 +46,8 @@ fn ticket() -> impl Strategy<Value = Value> {
     ];
     let references = proptest::collection::vec(reference, REFERENCES.len());
     let sets = proptest::collection::vec(proptest::collection::vec("[abé]", 0..4), SETS.len());
-    let maps = proptest::collection::vec(
-        proptest::collection::btree_map("[klé\"]", scalar(), 0..4),
-        MAPS.len(),
-    );
+    let maps =
+        proptest::collection::vec(proptest::collection::btree_map("[klé\"]", scalar(), 0..4), MAPS.len());
     (references, sets, maps, any::<[bool; 2]>(), scalar()).prop_map(|(references, sets, maps, flags, due)| {
         let mut ticket = Map::new();
         ticket.extend(REFERENCES.iter().zip(references).map(|(name, value)| ((*name).to_owned(), value)));
@@ -86,13 +85,17 @@ fn said(ticket: &Value) -> BTreeMap<String, Value> {
         said.insert(name.to_owned(), identity);
     }
     for name in SETS {
-        let set: BTreeSet<&str> = ticket[name].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let set: BTreeSet<&str> =
+            ticket[name].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         said.insert(name.to_owned(), json!(set));
     }
     for (name, field) in MAPS.iter().zip(["customField", "slaPolicy"]) {
         let values = ticket[*name].as_object().into_iter().flatten();
         let values = values.filter(|(_, value)| !is_no_value(value));
-        said.insert(field.to_owned(), values.map(|(key, value)| (key.clone(), value.clone())).collect::<Map<_, _>>().into());
+        said.insert(
+            field.to_owned(),
+            values.map(|(key, value)| (key.clone(), value.clone())).collect::<Map<_, _>>().into(),
+        );
     }
     for name in ["isEscalated", "isVip", "dueDate"] {
         said.insert(name.to_owned(), ticket[name].clone());
@@ -125,7 +128,8 @@ fn apply(said: &mut BTreeMap<String, Value>, change: &Value) -> TestCaseResult {
         set.extend(added);
         *known = json!(set);
     } else {
-        let side = |side: &Value| side.get("id").filter(|_| REFERENCES.contains(&field)).unwrap_or(side).clone();
+        let side =
+            |side: &Value| side.get("id").filter(|_| REFERENCES.contains(&field)).unwrap_or(side).clone();
         prop_assert_eq!(&*known, &side(&change["from"]));
         *known = side(&change["to"]);
     }
@@ -204,10 +208,8 @@ fn the_changes_done_to_the_old_ticket_give_the_new_one() {
 fn a_record_repeated_gives_nothing() {
     law(CASES, &(ticket(), ticket()), |(old, new)| {
         let mut tasks = all_rules();
-        let update = updated("u", &new, None);
-        let mut another_id = updated("another", &new, None);
-        another_id.timestamp_ms = update.timestamp_ms;
-        let raw = in_order(vec![created(&old), update.clone(), update, another_id]);
+        let (created, update) = (created(&old), updated("u", &new, None));
+        let raw = in_order(vec![created, update.clone(), update, updated("another", &new, None)]);
         let outcomes: Vec<_> = raw.iter().map(|raw| tasks.process(raw)).collect();
         prop_assert_eq!(outcomes[2].0.fate, Fate::Duplicate);
         prop_assert!(outcomes[2].1.is_empty());
@@ -221,7 +223,8 @@ fn a_record_repeated_gives_nothing() {
 #[test]
 fn the_same_input_gives_the_same_bytes_wherever_it_is_cut_into_commits() {
     law(24, &(proptest::collection::vec(ticket(), 2..30), 1..9usize), |(tickets, commit_records)| {
-        let updates = tickets.iter().enumerate().map(|(index, ticket)| updated(&index.to_string(), ticket, None));
+        let updates =
+            tickets.iter().enumerate().map(|(index, ticket)| updated(&index.to_string(), ticket, None));
         let raw = in_order(updates.collect());
         let topology = topology(&VARIANTS[3].settings());
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
@@ -243,8 +246,9 @@ fn the_same_input_gives_the_same_bytes_wherever_it_is_cut_into_commits() {
 // --- Whatever comes in -----------------------------------------------------
 
 /// All raw lines that there are, as the stock of what to spoil.
-static STOCK: LazyLock<Vec<RawLine>> =
-    LazyLock::new(|| [NASTY].into_iter().chain(VARIANTS).flat_map(|set| set.raw()).filter(is_short).collect());
+static STOCK: LazyLock<Vec<RawLine>> = LazyLock::new(|| {
+    [NASTY].into_iter().chain(VARIANTS).flat_map(|set| set.raw()).filter(is_short).collect()
+});
 
 /// Long ones cost time, and are no better to spoil.
 fn is_short(raw: &RawLine) -> bool {
@@ -264,8 +268,25 @@ enum Spoil {
 
 fn spoil() -> impl Strategy<Value = Spoil> {
     let words = prop::sample::select(vec![
-        "\"", "\\", "\\ud800", "{", "}", "[", "]", ",", ":", "null", "-", "1e999", "\u{feff}", "\u{0}",
-        "Payload too large. Use API instead", "\"payload\":", "\"ticket\":{", "\"uid\":7,", "\"Message\":\"{}\",",
+        "\"",
+        "\\",
+        "\\ud800",
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        ":",
+        "null",
+        "-",
+        "1e999",
+        "\u{feff}",
+        "\u{0}",
+        "Payload too large. Use API instead",
+        "\"payload\":",
+        "\"ticket\":{",
+        "\"uid\":7,",
+        "\"Message\":\"{}\",",
     ]);
     let at = any::<prop::sample::Index>;
     prop_oneof![

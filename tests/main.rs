@@ -27,9 +27,9 @@ mod broker;
 mod pipeline;
 
 // and what holds there.
-mod same_output;
 mod bad_input;
 mod crash;
 mod restore;
+mod same_output;
 mod shutdown;
 mod start;

@@ -116,7 +116,16 @@ impl Pipeline {
     /// Sets one thing of a topic, behind the pipeline's back.
     pub(crate) fn alter(&self, topic: &str, setting: &str, value: &str) {
         let change = format!("{setting}={value}");
-        broker::tool(&["configs", "--alter", "--entity-type", "topics", "--entity-name", topic, "--add-config", &change]);
+        broker::tool(&[
+            "configs",
+            "--alter",
+            "--entity-type",
+            "topics",
+            "--entity-name",
+            topic,
+            "--add-config",
+            &change,
+        ]);
     }
 
     /// Gives a topic more partitions, behind the pipeline's back.
@@ -243,11 +252,7 @@ impl Pipeline {
             Offset::Offset(position) => position,
             _ => 0,
         };
-        committed
-            .elements()
-            .iter()
-            .map(|element| (element.partition(), position(element.offset())))
-            .collect()
+        committed.elements().iter().map(|element| (element.partition(), position(element.offset()))).collect()
     }
 
     /// How many records are in the raw topic.
@@ -266,7 +271,10 @@ impl Pipeline {
     }
 
     fn asker(&self) -> BaseConsumer {
-        client("group.id", &self.group).set("isolation.level", "read_uncommitted").create().expect("a consumer")
+        client("group.id", &self.group)
+            .set("isolation.level", "read_uncommitted")
+            .create()
+            .expect("a consumer")
     }
 
     // --- Out -------------------------------------------------------------
@@ -393,7 +401,12 @@ impl Pipeline {
             .map(|event| {
                 let change = &event["payload"]["change"];
                 let id = |side: &serde_json::Value| side["id"].as_str().unwrap_or("null").to_owned();
-                format!("{}: {} -> {}", change["field"].as_str().unwrap_or("?"), id(&change["from"]), id(&change["to"]))
+                format!(
+                    "{}: {} -> {}",
+                    change["field"].as_str().unwrap_or("?"),
+                    id(&change["from"]),
+                    id(&change["to"])
+                )
             })
             .collect()
     }

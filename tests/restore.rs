@@ -18,7 +18,9 @@ fn a_crash_costs_the_difference_and_a_lost_disk_all() {
     pipeline.wait_until_caught_up();
     process.kill();
 
-    let log = pipeline.run_until_caught_up();
+    let process = pipeline.start("a");
+    wait::until("all are restored", || (process.log().lines("restored").len() == 4).then_some(()));
+    let log = process.end_well();
     let read = log.numbers("restored", "records");
     // An entry and a commit record for each partition, where the histories left thousands.
     assert_eq!(read, [2, 2, 2, 2], "{}", log.0);

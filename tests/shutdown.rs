@@ -36,13 +36,10 @@ fn sigint_commits_and_closes() {
 
 #[test]
 fn what_was_read_is_committed_however_long_the_interval() {
-    let pipeline =
-        Pipeline::new("long-interval", &Settings { commit_interval: "5s", ..Settings::default() });
+    let pipeline = Pipeline::new("long-interval", &Settings { commit_interval: "5s", ..Settings::default() });
     pipeline.feed(&HISTORIES);
     let process = pipeline.start("a");
-    crate::wait::until("all tasks run", || {
-        (process.log().lines("restored").len() == 4).then_some(())
-    });
+    crate::wait::until("all tasks run", || (process.log().lines("restored").len() == 4).then_some(()));
     let log = process.end_well();
     assert_eq!(log.total("records"), pipeline.committed());
     pipeline.assert_emitted_as_far_as_committed();

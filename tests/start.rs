@@ -63,14 +63,16 @@ fn a_topology_with_mistakes_ends_the_run_before_it_connects() {
     let pipeline = Pipeline::without_topics("mistaken", &Settings::default());
     // Nobody listens there: who connects would wait, and speak of it.
     pipeline.rewrite(|text| {
-        let text = text.replace("workers: 2", "wrokers: 2").replace("batch_records_max: 5000", "batch_records_max: 0");
+        let text = text
+            .replace("workers: 2", "wrokers: 2")
+            .replace("batch_records_max: 5000", "batch_records_max: 0");
         text.replace(crate::broker::address(), "127.0.0.1:1")
     });
     let ended = pipeline.start("a").wait();
     assert_eq!(ended.status.code(), Some(1));
     let said = &ended.log.0;
     let file = pipeline.topology_file().display().to_string();
-    for (line, what) in [(7, "did you mean"), (10, "batch_records_max")] {
+    for (line, what) in [(8, "did you mean"), (11, "batch_records_max")] {
         let place = format!("{file}:{line}");
         let found = said.lines().any(|said| said.contains(&place) && said.contains(what));
         assert!(found, "{place} with {what:?} in:\n{said}");
@@ -98,7 +100,8 @@ fn topics_that_would_break_the_contract_are_refused_with_setting_and_remedy() {
         let topic = pipeline.topic(topic);
         pipeline.alter(&topic, setting, value);
         let said = refused(setting);
-        let named = said.lines().any(|line| line.contains(&topic) && line.contains(setting) && line.contains(value));
+        let named =
+            said.lines().any(|line| line.contains(&topic) && line.contains(setting) && line.contains(value));
         assert!(named && said.contains("`ticket-pipeline topics apply`"), "{said}");
         apply(&pipeline);
     }

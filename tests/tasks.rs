@@ -73,9 +73,7 @@ impl Tasks {
 
     /// The same, with the raw partition of each record's source.
     pub(crate) fn process_by_source(&mut self, raw: &[RawLine]) -> Vec<Sourced> {
-        raw.iter()
-            .flat_map(|raw| self.process(raw).1.into_iter().map(|line| (raw.partition, line)))
-            .collect()
+        raw.iter().flat_map(|raw| self.process(raw).1.into_iter().map(|line| (raw.partition, line))).collect()
     }
 
     /// As after a commit: the window forgets, and the stores follow.
