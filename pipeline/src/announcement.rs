@@ -186,3 +186,46 @@ fn set(identities: &[Cow<'_, str>]) -> Vec<u8> {
     }
     form
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said<'a>(by: Announcer, subject: &'a str, digest: u8) -> Waiting<'a> {
+        let announcement = Announcement { field: [1; 4], subject: subject.into(), digest: [digest; 16] };
+        Waiting { announcement, by, since_ms: 0 }
+    }
+
+    #[test]
+    fn a_twin_of_the_other_origin_is_dropped_and_the_first_goes() {
+        let mut waiting = Vec::new();
+        assert_eq!(announce(&mut waiting, said(Announcer::Native, "", 1)), Reception::Emit);
+        assert_eq!(announce(&mut waiting, said(Announcer::Native, "", 1)), Reception::Emit);
+        assert_eq!(announce(&mut waiting, said(Announcer::Derived, "", 1)), Reception::Twin);
+        assert_eq!(waiting.len(), 1);
+        assert_eq!(announce(&mut waiting, said(Announcer::Derived, "", 1)), Reception::Twin);
+        assert_eq!(waiting, []);
+        assert_eq!(announce(&mut waiting, said(Announcer::Derived, "", 1)), Reception::Emit);
+    }
+
+    #[test]
+    fn another_value_ends_the_waiting_of_the_other_origin_beside_it() {
+        let mut waiting = vec![said(Announcer::Native, "", 1), said(Announcer::Native, "k", 1)];
+        assert_eq!(announce(&mut waiting, said(Announcer::Derived, "", 2)), Reception::Emit);
+        assert_eq!(waiting, [said(Announcer::Native, "k", 1), said(Announcer::Derived, "", 2)]);
+        end(&mut waiting, [1; 4], "k");
+        end(&mut waiting, [2; 4], "");
+        assert_eq!(waiting, [said(Announcer::Derived, "", 2)]);
+    }
+
+    #[test]
+    fn of_more_than_sixteen_the_oldest_goes() {
+        let mut waiting = vec![said(Announcer::Derived, "k", 0)];
+        for digest in 0..17 {
+            announce(&mut waiting, said(Announcer::Native, "", digest));
+        }
+        assert_eq!(waiting.len(), 17);
+        assert_eq!(announce(&mut waiting, said(Announcer::Derived, "", 1)), Reception::Twin);
+        assert_eq!(announce(&mut waiting, said(Announcer::Derived, "", 0)), Reception::Emit);
+    }
+}

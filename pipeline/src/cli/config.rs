@@ -1,10 +1,11 @@
 //! `config check`: every mistake of a topology, or a summary of what it says.
 
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 
 use ticket_pipeline::topology::{
@@ -32,7 +33,8 @@ pub(crate) fn run(topology: &Path, arguments: &Arguments) -> Result<ExitCode> {
     match arguments.command {
         Command::Check => match Topology::load(topology) {
             Ok(sound) => {
-                print!("{}: ok\n\n{}", topology.display(), summary(&sound)?);
+                let text = format!("{}: ok\n\n{}", topology.display(), summary(&sound)?);
+                std::io::stdout().write_all(text.as_bytes()).context("write the summary")?;
                 Ok(ExitCode::SUCCESS)
             }
             Err(mistakes) => {
@@ -153,4 +155,27 @@ fn write_settings(text: &mut String, topology: &Topology) -> Result<()> {
         writeln!(text, "          {section:<10}  {name} = {value}")?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_summary_tells_the_rules_and_keeps_the_secrets() {
+        let text = "rules:\n- {event_type: {on: 'ticket:vip:set'}, kind: flag, path: ticket.isVip}\n\
+                    kafka:\n  properties: {sasl.password: hunter2, client.id: me}\n";
+        let topology = Topology::parse("t.yaml", text, &|_| None).unwrap();
+        let summary = summary(&topology).unwrap();
+        for line in [
+            "rules     ticket:vip:set  flag on      ticket.isVip",
+            "          dedupe_window 48h, cloudevents false",
+            "kafka     localhost:9092",
+            "          properties  sasl.password = ********",
+            "          properties  client.id = me",
+        ] {
+            assert!(summary.lines().any(|told| told == line), "{line}\nis not in\n{summary}");
+        }
+        assert!(!summary.contains("hunter2"));
+    }
 }

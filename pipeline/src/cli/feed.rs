@@ -60,10 +60,16 @@ pub(crate) fn run(topology: &Path, arguments: &Arguments) -> Result<ExitCode> {
     let topology = Topology::load(topology)?;
     let partitions = empty_partitions(&topology)?;
     let mut feed = Feed::connect(&topology, partitions, arguments.rate)?;
-    for file in &arguments.files {
-        feed.file(file)?;
+    let fed = arguments.files.iter().try_for_each(|file| feed.file(file)).and_then(|()| feed.settle());
+    if let Err(error) = fed {
+        ensure!(
+            feed.sent == 0,
+            "{error:#}. Topic {} now holds a part of the lines: delete it and run `ticket-pipeline topics apply` \
+             before the next try",
+            feed.topic
+        );
+        return Err(error);
     }
-    feed.settle()?;
     println!("{}", feed.summary());
     Ok(ExitCode::SUCCESS)
 }
@@ -259,11 +265,7 @@ impl Feed {
     fn troubles(&self) -> Result<()> {
         match self.producer.context().seen().trouble {
             None => Ok(()),
-            Some(trouble) => Err(anyhow!(
-                "{trouble}. Topic {} now holds a part of the lines: delete it and run `ticket-pipeline topics \
-                 apply` before the next try",
-                self.topic
-            )),
+            Some(trouble) => Err(anyhow!(trouble)),
         }
     }
 

@@ -129,7 +129,7 @@ impl Store {
         self.disk.map_or_else(|| Ok(Store::in_memory()), |disk| disk.wipe().map(Store::on_disk))
     }
 
-    /// How long ago the last write was, by the wall clock, in milliseconds.
+    /// How long ago the store was level with the log, by the wall clock, in milliseconds.
     #[must_use]
     pub fn idle_ms(&self) -> i64 {
         self.disk.as_ref().map_or(0, |disk| now_ms().saturating_sub(disk.applied_at_ms()).max(0))

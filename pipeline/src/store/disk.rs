@@ -3,14 +3,6 @@
 //! There is no write-ahead log: the changelog is one. Data and positions share
 //! a column family, so whatever survives a crash is a prefix of the writes,
 //! with the positions that belong to it.
-//!
-//! ```text
-//!  m <name>                         what the store belongs to, and its positions
-//!  e <uid>                          a ticket's entry
-//!  i <hash>                         an event id: offset, timestamp
-//!  x <idle since, ordered> <uid>    an entry without a snapshot; nothing
-//!  w <stream time, ordered>         a milestone: the ids log's end at that time
-//! ```
 
 use std::collections::{HashSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -25,15 +17,12 @@ use rocksdb::{
 };
 
 use super::directory::Shared;
+use super::keys::{
+    ENTRY, ID, IDENTITY, IDLE, MILESTONE, POSITIONS, idle_key, keyed, milestone_key, numbers, read_idle_key,
+    read_numbers, time_of_bytes,
+};
 use super::{EventHash, Seen};
 use crate::entry;
-
-const IDENTITY: &[u8] = b"midentity";
-const POSITIONS: &[u8] = b"mpositions";
-const ENTRY: u8 = b'e';
-const ID: u8 = b'i';
-const IDLE: u8 = b'x';
-const MILESTONE: u8 = b'w';
 
 /// A store of another version is not read: it is wiped, and restored from the log.
 const FORMAT_VERSION: u32 = 1;
@@ -41,6 +30,10 @@ const FORMAT_VERSION: u32 = 1;
 /// A window has so many milestones; the ids log is cut at one of them, so that
 /// it holds at most this fraction more than the window.
 const MILESTONES_PER_WINDOW: i64 = 64;
+
+/// Of the stores' memory this part holds what is applied and not written yet,
+/// and as much again what was written last.
+const RECENT_SHARE: usize = 8;
 
 /// When an entry was last of use, and its uid.
 pub(super) type IdleKey = (i64, Vec<u8>);
@@ -100,6 +93,11 @@ impl Writes {
         self.batch.size_in_bytes()
     }
 
+    /// How many entries.
+    pub(super) fn entries(&self) -> u64 {
+        self.entries
+    }
+
     pub(super) fn forget_idle(&mut self, (since_ms, uid): &IdleKey) {
         self.batch.delete(idle_key(*since_ms, uid));
     }
@@ -124,7 +122,7 @@ pub(super) struct Disk {
     ids_threshold_ms: Arc<AtomicI64>,
     /// (stream time, end of the ids log at that time), ascending.
     milestones: VecDeque<(i64, i64)>,
-    entries_unflushed: u64,
+    records_unflushed: u64,
     flushed_at: Instant,
     dirty: bool,
 }
@@ -150,6 +148,13 @@ impl Held {
     pub(super) fn take(partition: i32, all: &Arc<Mutex<HashSet<i32>>>) -> Option<Held> {
         let taken = all.lock().unwrap_or_else(PoisonError::into_inner).insert(partition);
         taken.then(|| Held { partition, all: Arc::clone(all) })
+    }
+}
+
+impl Held {
+    /// How many stores are open in this process.
+    fn count(&self) -> usize {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).len().max(1)
     }
 }
 
@@ -199,7 +204,7 @@ impl Disk {
             applied_at_ms,
             ids_threshold_ms,
             milestones,
-            entries_unflushed: 0,
+            records_unflushed: 0,
             flushed_at: Instant::now(),
             dirty: false,
         };
@@ -237,9 +242,12 @@ impl Disk {
         Ok(found)
     }
 
-    pub(super) fn write(&mut self, mut writes: Writes, positions: &Positions) -> Result<()> {
-        let applied_at_ms = now_ms();
-        if self.positions.is_none() {
+    pub(super) fn write(&mut self, mut writes: Writes, positions: &Positions, is_level: bool) -> Result<()> {
+        // On the way to the log's end the store is as old as it was: what lies
+        // ahead may hold deletions from back then.
+        let is_new = self.positions.is_none();
+        let applied_at_ms = if is_level || is_new { now_ms() } else { self.applied_at_ms };
+        if is_new {
             let identity = self.shared.identity(FORMAT_VERSION, self.held.partition);
             writes.batch.put(IDENTITY, identity);
         }
@@ -253,7 +261,6 @@ impl Disk {
         for (stream_time_ms, _) in self.milestones.iter().take(forgotten) {
             writes.batch.delete(milestone_key(*stream_time_ms));
         }
-        let entries = writes.entries;
         let mut options = WriteOptions::default();
         options.disable_wal(true);
         self.db.write_opt(writes.batch, &options).with_context(|| format!("write to {:?}", self.path))?;
@@ -262,7 +269,6 @@ impl Disk {
         self.milestones.extend(milestone);
         self.positions = Some(*positions);
         self.applied_at_ms = applied_at_ms;
-        self.entries_unflushed += entries;
         self.dirty = true;
         self.raise_ids_threshold();
         Ok(())
@@ -272,7 +278,7 @@ impl Disk {
         self.positions
     }
 
-    /// The wall clock's time of the last write, in milliseconds since the epoch.
+    /// The wall clock's time when the store was last level with the log, in milliseconds since the epoch.
     pub(super) fn applied_at_ms(&self) -> i64 {
         self.applied_at_ms
     }
@@ -288,23 +294,26 @@ impl Disk {
             .last()
     }
 
-    pub(super) fn flush_if_due(&mut self, now: Instant) -> Result<()> {
+    /// Counts changelog records that a crash would make a restart read again.
+    pub(super) fn count(&mut self, records: u64) {
+        self.records_unflushed += records;
+    }
+
+    pub(super) fn is_flush_due(&self, now: Instant) -> bool {
         let settings = &self.shared.settings;
         let interval = Duration::from_millis(settings.flush_interval_ms);
-        let due = self.entries_unflushed >= settings.flush_records_max
-            || now.saturating_duration_since(self.flushed_at) >= interval;
-        if !self.dirty || !due {
-            return Ok(());
-        }
-        self.flush(false)?;
-        self.flushed_at = now;
-        Ok(())
+        self.records_unflushed >= settings.flush_records_max
+            || now.saturating_duration_since(self.flushed_at) >= interval
+    }
+
+    /// How much may be applied before it is written; all stores together stay
+    /// within their share of the memory.
+    pub(super) fn recent_bytes_max(&self) -> usize {
+        self.shared.settings.memory_bytes / RECENT_SHARE / self.held.count()
     }
 
     pub(super) fn close(mut self) -> Result<()> {
-        if self.dirty {
-            self.flush(true)?;
-        }
+        self.flush(true)?;
         self.db.cancel_all_background_work(true);
         Ok(())
     }
@@ -325,11 +334,16 @@ impl Disk {
         Ok(())
     }
 
-    fn flush(&mut self, wait: bool) -> Result<()> {
+    /// Makes what was written survive a crash; `wait` for its end, or only start it.
+    pub(super) fn flush(&mut self, wait: bool) -> Result<()> {
+        self.flushed_at = Instant::now();
+        if !self.dirty {
+            return Ok(());
+        }
         let mut options = FlushOptions::default();
         options.set_wait(wait);
         self.db.flush_opt(&options).with_context(|| format!("flush {:?}", self.path))?;
-        self.entries_unflushed = 0;
+        self.records_unflushed = 0;
         self.dirty = false;
         Ok(())
     }
@@ -386,6 +400,9 @@ fn options(shared: &Shared, ids_threshold_ms: Arc<AtomicI64>) -> Options {
     options.set_block_based_table_factory(&table);
     options.set_write_buffer_manager(&shared.write_buffers);
     options.set_write_buffer_size(16 * 1024 * 1024);
+    // Most event ids are new: without it each would be searched for in vain.
+    options.set_memtable_prefix_bloom_ratio(0.05);
+    options.set_memtable_whole_key_filtering(true);
     options.set_compression_type(DBCompressionType::Lz4);
     options.set_enable_blob_files(true);
     options.set_min_blob_size(4 * 1024);
@@ -416,49 +433,6 @@ fn read_milestones(db: &DB) -> Result<VecDeque<(i64, i64)>> {
         }
     }
     Ok(milestones)
-}
-
-fn keyed(prefix: u8, rest: &[u8]) -> Vec<u8> {
-    let mut key = Vec::with_capacity(1 + rest.len());
-    key.push(prefix);
-    key.extend_from_slice(rest);
-    key
-}
-
-fn idle_key(since_ms: i64, uid: &[u8]) -> Vec<u8> {
-    let mut key = Vec::with_capacity(9 + uid.len());
-    key.push(IDLE);
-    key.extend_from_slice(&bytes_of_time(since_ms));
-    key.extend_from_slice(uid);
-    key
-}
-
-fn read_idle_key(key: &[u8]) -> Option<(i64, &[u8])> {
-    let (time, uid) = key.strip_prefix(&[IDLE])?.split_first_chunk::<8>()?;
-    Some((time_of_bytes(*time), uid))
-}
-
-fn milestone_key(stream_time_ms: i64) -> Vec<u8> {
-    keyed(MILESTONE, &bytes_of_time(stream_time_ms))
-}
-
-/// Big-endian with the sign turned, so that bytes sort as times do.
-fn bytes_of_time(time_ms: i64) -> [u8; 8] {
-    (time_ms ^ i64::MIN).to_be_bytes()
-}
-
-fn time_of_bytes(bytes: [u8; 8]) -> i64 {
-    i64::from_be_bytes(bytes) ^ i64::MIN
-}
-
-fn numbers<const N: usize>(numbers: [i64; N]) -> Vec<u8> {
-    numbers.iter().flat_map(|number| number.to_be_bytes()).collect()
-}
-
-fn read_numbers<const N: usize>(bytes: &[u8]) -> Option<[i64; N]> {
-    let (chunks, rest) = bytes.as_chunks::<8>();
-    let numbers: [[u8; 8]; N] = chunks.try_into().ok()?;
-    rest.is_empty().then(|| numbers.map(i64::from_be_bytes))
 }
 
 fn version(identity: &str) -> Option<&str> {

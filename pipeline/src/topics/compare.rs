@@ -47,8 +47,8 @@ pub struct Difference {
     pub breaks_contract: bool,
 }
 
-/// Compares. The raw topic is others', so nothing of it is a difference
-/// ([`raw_warnings`]).
+/// Compares. The raw topic is others', so nothing of it is a difference; what
+/// is odd about it becomes a warning of the plan.
 #[must_use]
 pub fn compare(wanted: &Wanted, found: Option<&Found>) -> Standing {
     let Some(found) = found else { return Standing::Missing };

@@ -16,6 +16,15 @@ use super::properties::{ALIASES, COMMON, CONSUMER, PRODUCER, REFUSED};
 use super::section::Section;
 use super::yaml::{Key, Node, Value};
 
+/// A producer's `transaction.timeout.ms` where the topology does not say it: the
+/// longest time that readers wait for a process that died and does not come back.
+pub const TRANSACTION_TIMEOUT_MS: u64 = 15_000;
+
+const TRANSACTION_MS_MIN: u64 = 10_000;
+
+/// What brokers allow by their own default, `transaction.max.timeout.ms`.
+const TRANSACTION_MS_MAX: u64 = 900_000;
+
 /// Which clients a property is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Clients {
@@ -171,9 +180,6 @@ fn note_contradictions(properties: &[Property], commit_interval_ms: Option<u64>,
     };
     let number = |property: &Property| property.value.trim().parse::<u64>().ok();
 
-    const TRANSACTION_MS_MIN: u64 = 10_000;
-    // What brokers allow by their own default, transaction.max.timeout.ms.
-    const TRANSACTION_MS_MAX: u64 = 900_000;
     let transaction = find("transaction.timeout.ms", Clients::Producers);
     if let Some((property, timeout_ms)) = transaction.and_then(|it| Some((it, number(it)?))) {
         let least_ms = commit_interval_ms.map_or(0, |interval_ms| interval_ms * 3).max(TRANSACTION_MS_MIN);
@@ -184,13 +190,13 @@ fn note_contradictions(properties: &[Property], commit_interval_ms: Option<u64>,
             );
             mistakes.note(property.line, what, remedy);
         }
-        let socket = find("socket.timeout.ms", Clients::Producers);
-        if let Some((socket, socket_ms)) = socket.and_then(|it| Some((it, number(it)?)))
-            && socket_ms > timeout_ms + 100
-        {
-            let what = "\"socket.timeout.ms\" is longer than \"transaction.timeout.ms\"";
-            mistakes.note(socket.line, what, "a producer needs it to be no longer");
-        }
+    }
+    let timeout_ms = transaction.and_then(number).unwrap_or(TRANSACTION_TIMEOUT_MS);
+    if let Some(socket) = find("socket.timeout.ms", Clients::Producers)
+        && number(socket).is_some_and(|socket_ms| socket_ms > timeout_ms)
+    {
+        let what = "\"socket.timeout.ms\" is longer than a producer's \"transaction.timeout.ms\"";
+        mistakes.note(socket.line, what, format!("write at most {timeout_ms}, or lengthen the other"));
     }
     let session = find("session.timeout.ms", Clients::Consumers);
     if find("group.protocol", Clients::Consumers).is_some_and(|protocol| protocol.value == "consumer") {

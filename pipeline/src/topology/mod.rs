@@ -7,6 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
+pub use kafka::TRANSACTION_TIMEOUT_MS;
 pub use mistakes::{Mistake, Mistakes};
 pub use section::{written_duration, written_size};
 

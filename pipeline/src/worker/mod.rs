@@ -6,17 +6,19 @@
 //! task does with a record.
 
 mod assignment;
+mod batch;
+mod status;
 mod tasks;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use rdkafka::Timestamp;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::message::Message;
 
 use crate::clients::{self, Member};
 use crate::commit_record::{CommitRecord, IDS_MAX, IdsRecord};
@@ -24,9 +26,10 @@ use crate::crash::{self, Step};
 use crate::record::{Origin, Outbox, RawRecord};
 use crate::restore::Setup;
 use crate::task::Fate;
-use crate::topology::Limits;
 use crate::transaction::{Moved, Producer, Transaction, Trouble, read_headers};
 use assignment::Assignment;
+use batch::Batch;
+pub use status::{Published, Status};
 use tasks::{Running, Tasks};
 
 /// An idle poll takes so long: the time in which a stop is noticed.
@@ -44,36 +47,6 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// One transaction forgets at most so many entries of each task.
 const SWEEP_MAX: usize = 1_000;
 
-/// What a worker has done, as of its last commit.
-#[derive(Debug, Clone, Default)]
-pub struct Status {
-    /// Committed input records.
-    pub records: u64,
-    /// Committed events: forwarded and derived.
-    pub events: u64,
-    /// Records that were duplicates.
-    pub duplicates: u64,
-    /// Records that policy or their twin dropped.
-    pub dropped: u64,
-    /// Records in the dead-letter topic.
-    pub dead_letters: u64,
-    /// Late records.
-    pub late: u64,
-    /// Outgoing records that were cut to the size limit.
-    pub truncated: u64,
-    /// Commits.
-    pub commits: u64,
-    /// Its partitions, with the committed position of those that run.
-    pub positions: Vec<(i32, Option<i64>)>,
-    /// Where in the ids log a partition's window begins, at the latest.
-    pub ids_forgotten_before: Vec<(i32, i64)>,
-    /// How many records the restore under way has left to read, at most.
-    pub restore_records_left: i64,
-}
-
-/// Where a worker publishes its status; nobody asks into its loop.
-pub type Published = Mutex<Arc<Status>>;
-
 /// One thread's work.
 pub struct Worker {
     setup: Arc<Setup>,
@@ -83,36 +56,6 @@ pub struct Worker {
     published: Arc<Published>,
     stop: Arc<AtomicBool>,
     outbox: Outbox,
-}
-
-/// Records that were polled and wait for their transaction.
-struct Batch<'c> {
-    records: Vec<BorrowedMessage<'c>>,
-    bytes: usize,
-    first_at: Option<Instant>,
-}
-
-impl<'c> Batch<'c> {
-    fn push(&mut self, record: BorrowedMessage<'c>) {
-        self.bytes += record.payload_len() + record.key_len();
-        self.first_at.get_or_insert_with(Instant::now);
-        self.records.push(record);
-    }
-
-    fn clear(&mut self) {
-        self.records.clear();
-        self.bytes = 0;
-        self.first_at = None;
-    }
-
-    fn is_full(&self, limits: &Limits) -> bool {
-        self.records.len() >= limits.batch_records_max || self.bytes >= limits.batch_bytes_max
-    }
-
-    /// How long the batch may wait for more; `None` where it is empty.
-    fn wait(&self, interval: Duration) -> Option<Duration> {
-        self.first_at.map(|first_at| (first_at + interval).saturating_duration_since(Instant::now()))
-    }
 }
 
 impl std::fmt::Debug for Worker {
@@ -192,7 +135,7 @@ impl Worker {
     }
 
     fn turns(&mut self, consumer: &BaseConsumer<Assignment>, producer: &mut Producer) -> Result<(), Trouble> {
-        let mut batch = Batch { records: Vec::new(), bytes: 0, first_at: None };
+        let mut batch = Batch::new();
         let mut troubles = 0;
         let mut restores_wait = false;
         loop {
@@ -317,6 +260,10 @@ impl Worker {
         crash::at(Step::Changelog);
         let moved = self.send_state(&mut transaction)?;
         crash::at(Step::Flush);
+        if moved.is_empty() {
+            transaction.abort()?;
+            return Ok(false);
+        }
         let receipt = transaction.commit(&moved, consumer)?;
         for (moved, ends) in moved.iter().zip(&receipt.ends) {
             if let Some(running) = self.tasks.running(moved.partition) {

@@ -1,0 +1,210 @@
+//! What a restore reads from Kafka: changelog, ids log, what is committed, and
+//! where a log ends. It decides nothing.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::Message;
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+
+use super::Setup;
+use crate::clients::{self, Logs};
+use crate::commit_record::{Ends, IdsRecord};
+use crate::store::{Positions, Writes};
+use crate::transaction::Trouble;
+
+/// One step writes at most so much, and takes about so long.
+const STEP_BYTES_MAX: usize = 1024 * 1024;
+const STEP_TIME_MAX: Duration = Duration::from_millis(100);
+
+const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the group has committed for a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Committed {
+    pub(super) position: i64,
+    /// `None` where the offset was not committed by us, as after a reset.
+    pub(super) ends: Option<Ends>,
+}
+
+/// Reads one partition of one log up to a target.
+pub(super) struct Reader {
+    client: BaseConsumer<Logs>,
+    pub(super) log: Log,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Log {
+    Changelog,
+    Ids,
+}
+
+impl std::fmt::Debug for Reader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Reader").field(&self.log).finish()
+    }
+}
+
+impl Reader {
+    /// `None` where there is nothing left to read.
+    pub(super) fn open(
+        setup: &Setup,
+        partition: i32,
+        positions: &Positions,
+        targets: Ends,
+    ) -> Result<Option<Reader>, Trouble> {
+        let topology = &setup.topology;
+        let (log, topic, position) = if positions.changelog < targets.changelog {
+            (Log::Changelog, &topology.changelog_topic, positions.changelog)
+        } else if positions.ids < targets.ids {
+            (Log::Ids, &topology.ids_topic, positions.ids)
+        } else {
+            return Ok(None);
+        };
+        // A client for each log: the end of a partition is told without its
+        // topic, so one from before must not be taken for it.
+        let client = create(&clients::log_reader(topology))?;
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(position))
+            .and_then(|()| client.assign(&list))
+            .with_context(|| format!("read {topic} [{partition}] from {position}"))?;
+        Ok(Some(Reader { client, log }))
+    }
+
+    /// A bounded number of records into `writes`; how many, and whether the log
+    /// ends there.
+    pub(super) fn read(
+        &self,
+        setup: &Setup,
+        partition: i32,
+        writes: &mut Writes,
+        positions: &mut Positions,
+    ) -> Result<(u64, bool)> {
+        let until = Instant::now() + STEP_TIME_MAX;
+        let mut records = 0;
+        while writes.size_bytes() < STEP_BYTES_MAX {
+            let wait = until.saturating_duration_since(Instant::now());
+            if wait.is_zero() {
+                break;
+            }
+            match self.client.poll(wait) {
+                None => {}
+                Some(Ok(record)) => {
+                    records += 1;
+                    self.take(setup, &record, writes, positions).with_context(|| {
+                        format!("read {} [{partition}] at {}", record.topic(), record.offset())
+                    })?;
+                }
+                Some(Err(KafkaError::PartitionEOF(_))) => return Ok((records, true)),
+                Some(Err(error)) if is_passing(&error) => {}
+                Some(Err(error)) => return Err(error.into()),
+            }
+        }
+        Ok((records, false))
+    }
+
+    fn take(
+        &self,
+        setup: &Setup,
+        record: &impl Message,
+        writes: &mut Writes,
+        positions: &mut Positions,
+    ) -> Result<()> {
+        let next = record.offset() + 1;
+        match self.log {
+            Log::Changelog => {
+                writes.entry(
+                    record.key().context("a record of the changelog without a key")?,
+                    record.payload(),
+                );
+                positions.changelog = next;
+            }
+            Log::Ids => {
+                match IdsRecord::decode(record.payload().unwrap_or_default())? {
+                    IdsRecord::Commit(commit) => {
+                        positions.input = commit.input;
+                        positions.stream_time_ms = commit.stream_time_ms;
+                        let window_ms = setup.topology.policies.dedupe_window_ms;
+                        let forgotten_before_ms = commit.stream_time_ms.saturating_sub(window_ms);
+                        let ids =
+                            commit.ids.iter().filter(|(_, seen)| seen.timestamp_ms >= forgotten_before_ms);
+                        ids.for_each(|(id, seen)| writes.id(id, *seen));
+                    }
+                    IdsRecord::Rebuilding { from, to } => bail!(
+                        "a replay from {from} to {to} was under way, and this program cannot finish it: run the newer one \
+                         that began it"
+                    ),
+                }
+                positions.ids = next;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the group has committed; [`Trouble::Again`] while it cannot be known.
+pub(super) fn committed<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    topic: &str,
+    partition: i32,
+    timeout: Duration,
+) -> Result<Option<Committed>, Trouble> {
+    let mut list = TopicPartitionList::new();
+    list.add_partition(topic, partition);
+    let judge = |error: KafkaError| {
+        if is_passing(&error) {
+            return Trouble::Again(format!("the committed offset cannot be known yet: {error}"));
+        }
+        Trouble::Stop(
+            anyhow!(error).context(format!("ask for the committed offset of {topic} [{partition}]")),
+        )
+    };
+    let list = consumer.committed_offsets(list, timeout).map_err(judge)?;
+    let Some(found) = list.find_partition(topic, partition) else { return Ok(None) };
+    found.error().map_err(judge)?;
+    let Offset::Offset(position) = found.offset() else { return Ok(None) };
+    let ends =
+        Ends::of_metadata(found.metadata()).with_context(|| format!("go on with {topic} [{partition}]"))?;
+    Ok(Some(Committed { position, ends }))
+}
+
+/// Whether waiting may help.
+fn is_passing(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode as Code;
+    !matches!(
+        error.rdkafka_error_code(),
+        None | Some(
+            Code::AutoOffsetReset
+                | Code::OffsetOutOfRange
+                | Code::TopicAuthorizationFailed
+                | Code::GroupAuthorizationFailed
+                | Code::ClusterAuthorizationFailed
+                | Code::Authentication
+                | Code::UnknownTopic
+                | Code::UnknownPartition
+                | Code::InvalidTopic
+                | Code::BadMessage
+                | Code::Fatal
+        )
+    )
+}
+
+pub(super) fn create(config: &ClientConfig) -> Result<BaseConsumer<Logs>, Trouble> {
+    Ok(config.create_with_context(Logs).context("create a client")?)
+}
+
+pub(super) fn watermarks<C: ConsumerContext>(
+    client: &BaseConsumer<C>,
+    topic: &str,
+    partition: i32,
+) -> Result<(i64, i64), Trouble> {
+    client.fetch_watermarks(topic, partition, QUERY_TIMEOUT).map_err(|error| {
+        let what = format!("ask where {topic} [{partition}] ends");
+        if is_passing(&error) {
+            return Trouble::Rebuild(format!("{what}: {error}"));
+        }
+        Trouble::Stop(anyhow!(error).context(what))
+    })
+}

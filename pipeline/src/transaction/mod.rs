@@ -1,0 +1,353 @@
+//! One transaction: begin, send, commit, abort.
+//!
+//! Everything that leaves the pipeline leaves through here. It does not know
+//! tasks or stores: it is told what to send, and which positions to commit.
+
+mod deliveries;
+mod native;
+mod trouble;
+
+use std::time::{Duration, Instant};
+
+use anyhow::anyhow;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+
+use crate::clients;
+use crate::commit_record::{Ends, IdsRecord};
+use crate::crash::{self, Step};
+use crate::record::{Destination, Header, OutgoingRecord};
+use crate::topology::Topology;
+use deliveries::{Deliveries, Report};
+use native::{Client, Failure, Membership, Outgoing, OutgoingHeaders};
+use trouble::{is_permanent, remedy};
+
+pub use native::read_headers;
+pub use trouble::Trouble;
+
+/// After a commit that took longer, a delayed request of it could decide the
+/// next transaction; a new producer's epoch fences that. It is below the
+/// producer's socket timeout, which is the transaction's less 100 ms.
+const COMMIT_TIME_MAX: Duration = Duration::from_millis(clients::TRANSACTION_TIMEOUT_MS - 5_000);
+
+/// The longest that a full queue may stay full. Records time out before.
+const QUEUE_FULL_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// A call that may be repeated is repeated for so long.
+const RETRY_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// A worker's transactional producer.
+pub struct Producer {
+    client: Client,
+    routes: Routes,
+    source_topic: String,
+    sent: u64,
+}
+
+/// Where each destination stands among the client's topics.
+struct Routes {
+    events: Vec<usize>,
+    late: usize,
+    dead_letter: usize,
+    changelog: usize,
+    ids: usize,
+}
+
+/// A partition that the transaction moved.
+#[derive(Debug, Clone, Copy)]
+pub struct Moved {
+    /// The input partition.
+    pub partition: i32,
+    /// Its new input position.
+    pub position: i64,
+    /// The ends of changelog and ids log before this transaction.
+    pub ends: Ends,
+}
+
+/// What a commit brought.
+#[derive(Debug)]
+pub struct Receipt {
+    /// The partitions, in the order of the request, with the ends after it.
+    pub ends: Vec<Ends>,
+    /// It took so long that the producer must be made anew.
+    pub slow: bool,
+}
+
+impl std::fmt::Debug for Producer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Producer").finish_non_exhaustive()
+    }
+}
+
+impl Producer {
+    /// Connects. Nothing of a predecessor's is decided yet: see [`Producer::fence`].
+    ///
+    /// # Errors
+    /// Where the configuration is refused.
+    pub fn connect(topology: &Topology, config: &ClientConfig, partitions: i32) -> Result<Producer, Trouble> {
+        let mut names: Vec<&str> = Vec::new();
+        let mut route = |name| {
+            names.iter().position(|known| *known == name).unwrap_or_else(|| {
+                names.push(name);
+                names.len() - 1
+            })
+        };
+        let routes = Routes {
+            events: topology.event_types.iter().map(|event| route(event.topic.as_str())).collect(),
+            late: route(topology.late_topic.as_str()),
+            dead_letter: route(topology.dead_letter_topic.as_str()),
+            changelog: route(topology.changelog_topic.as_str()),
+            ids: route(topology.ids_topic.as_str()),
+        };
+        let client = Client::connect(config, Deliveries::new(partitions), &names)?;
+        Ok(Producer { client, routes, source_topic: topology.source.topic.clone(), sent: 0 })
+    }
+
+    /// Ends whatever a predecessor of the same transactional id left open, and
+    /// fences it. `false`: not yet, ask again.
+    ///
+    /// # Errors
+    /// Where asking again cannot help.
+    pub fn fence(&mut self, timeout: Duration) -> Result<bool, Trouble> {
+        let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+        match self.client.init_transactions(timeout_ms) {
+            Ok(()) => Ok(true),
+            Err(failure) if failure.is_retriable => Ok(false),
+            Err(failure) => Err(self.judge("init the producer's transactions", &failure)),
+        }
+    }
+
+    /// Opens a transaction. Nothing is sent by this.
+    ///
+    /// # Errors
+    /// Where the producer is not usable any more.
+    pub fn begin(&mut self) -> Result<Transaction<'_>, Trouble> {
+        self.client.deliveries().reset();
+        self.sent = 0;
+        self.client.begin_transaction().map_err(|failure| self.judge("begin a transaction", &failure))?;
+        Ok(Transaction { producer: self, open: true })
+    }
+
+    /// What an error asks for where there is no transaction to abort.
+    fn judge(&self, what: &str, failure: &Failure) -> Trouble {
+        let fatal = self.client.fatal_error().map_or_else(String::new, |why| format!(" ({why})"));
+        if is_permanent(failure.code) {
+            return Trouble::Stop(anyhow!("{what}: {failure}{fatal}; {}", remedy(failure.code)));
+        }
+        Trouble::Rebuild(format!("{what}: {failure}{fatal}"))
+    }
+}
+
+/// An open transaction. Dropped without a commit, it is aborted.
+#[derive(Debug)]
+pub struct Transaction<'p> {
+    producer: &'p mut Producer,
+    open: bool,
+}
+
+impl Transaction<'_> {
+    /// Sends an outgoing record.
+    ///
+    /// # Errors
+    /// Where it cannot be sent.
+    pub fn send(&mut self, record: &OutgoingRecord<'_>) -> Result<(), Trouble> {
+        let routes = &self.producer.routes;
+        let topic = match record.destination {
+            Destination::Event(index) => *routes
+                .events
+                .get(index)
+                .ok_or_else(|| anyhow!("send a record of event type {index}, which the topology lacks"))?,
+            Destination::Late => routes.late,
+            Destination::DeadLetter => routes.dead_letter,
+        };
+        let outgoing = Outgoing {
+            topic,
+            partition: record.partition,
+            key: record.key,
+            value: record.value,
+            timestamp_ms: record.timestamp_ms,
+            report: Report::Arrival,
+        };
+        self.produce(&outgoing, record.headers())
+    }
+
+    /// Sends an entry to the changelog; `None` is a tombstone.
+    ///
+    /// # Errors
+    /// Where it cannot be sent.
+    pub fn changelog(
+        &mut self,
+        partition: i32,
+        uid: &[u8],
+        entry: Option<&[u8]>,
+        timestamp_ms: i64,
+    ) -> Result<(), Trouble> {
+        let topic = self.producer.routes.changelog;
+        let report = Report::ChangelogEnd(partition);
+        let outgoing = Outgoing { topic, partition, key: Some(uid), value: entry, timestamp_ms, report };
+        self.produce(&outgoing, std::iter::empty())
+    }
+
+    /// Sends a record to the ids log.
+    ///
+    /// # Errors
+    /// Where it cannot be sent.
+    pub fn ids(&mut self, partition: i32, record: &IdsRecord, timestamp_ms: i64) -> Result<(), Trouble> {
+        let value = record.encode();
+        let topic = self.producer.routes.ids;
+        let report = Report::IdsEnd(partition);
+        let outgoing = Outgoing { topic, partition, key: None, value: Some(&value), timestamp_ms, report };
+        self.produce(&outgoing, std::iter::empty())
+    }
+
+    /// Commits what was sent together with the input positions.
+    ///
+    /// # Errors
+    /// Only `Ok` means that it is committed; [`Trouble::Again`] that it is not.
+    pub fn commit<C: ConsumerContext>(
+        mut self,
+        moved: &[Moved],
+        consumer: &BaseConsumer<C>,
+    ) -> Result<Receipt, Trouble> {
+        self.flush()?;
+        crash::at(Step::SendOffsets);
+        let ends = self.ends(moved);
+        self.send_offsets(moved, &ends, consumer)?;
+        crash::at(Step::Commit);
+        let start = Instant::now();
+        self.repeat("commit a transaction", Client::commit_transaction)?;
+        self.open = false;
+        crash::at(Step::Apply);
+        Ok(Receipt { ends, slow: start.elapsed() > COMMIT_TIME_MAX })
+    }
+
+    /// Ends the transaction; nothing that was sent will be read.
+    ///
+    /// # Errors
+    /// Where the producer is not usable any more.
+    pub fn abort(mut self) -> Result<(), Trouble> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<(), Trouble> {
+        self.open = false;
+        let started = Instant::now();
+        loop {
+            match self.producer.client.abort_transaction() {
+                Ok(()) => return Ok(()),
+                Err(failure) if failure.is_retriable && started.elapsed() < RETRY_TIME_MAX => {}
+                Err(failure) => return Err(self.producer.judge("abort a transaction", &failure)),
+            }
+        }
+    }
+
+    /// An undelivered record would make the commit a lie, so it is counted, not
+    /// believed: a fenced producer's flush succeeds with nothing sent.
+    fn flush(&mut self) -> Result<(), Trouble> {
+        let flushed = self.producer.client.flush();
+        let deliveries = self.producer.client.deliveries();
+        let (delivered, sent) = (deliveries.delivered(), self.producer.sent);
+        match deliveries.take_failure() {
+            None if flushed && delivered == sent => Ok(()),
+            None => Err(self.give_up(format!("deliver {sent} records: {delivered} arrived"))),
+            Some((code, why)) if is_permanent(code) => {
+                Err(Trouble::Stop(anyhow!("deliver a record: {why}; {}", remedy(code))))
+            }
+            Some((_, why)) => Err(self.give_up(format!("deliver a record: {why}"))),
+        }
+    }
+
+    fn ends(&self, moved: &[Moved]) -> Vec<Ends> {
+        let deliveries = self.producer.client.deliveries();
+        moved
+            .iter()
+            .map(|moved| Ends {
+                changelog: deliveries.end_after(Report::ChangelogEnd(moved.partition), moved.ends.changelog),
+                ids: deliveries.end_after(Report::IdsEnd(moved.partition), moved.ends.ids),
+            })
+            .collect()
+    }
+
+    fn send_offsets<C: ConsumerContext>(
+        &mut self,
+        moved: &[Moved],
+        ends: &[Ends],
+        consumer: &BaseConsumer<C>,
+    ) -> Result<(), Trouble> {
+        let mut offsets = TopicPartitionList::with_capacity(moved.len());
+        for (moved, ends) in moved.iter().zip(ends) {
+            let mut offset = offsets.add_partition(&self.producer.source_topic, moved.partition);
+            offset
+                .set_offset(Offset::Offset(moved.position))
+                .map_err(|error| anyhow!(error).context("set a position to commit"))?;
+            offset.set_metadata(ends.to_metadata());
+        }
+        // While the group is active the broker takes offsets of a member that
+        // never joined it for those of an outsider, and does not fence them.
+        let member = Membership::of(consumer);
+        if !member.has_joined() || consumer.assignment_lost() {
+            return Err(self.give_up("send offsets: this worker is no member of the group now".into()));
+        }
+        self.repeat("send offsets", |client| client.send_offsets(&offsets, &member))
+    }
+
+    /// Repeats a call while librdkafka says that it may be, with the same arguments.
+    fn repeat(&mut self, what: &str, call: impl Fn(&Client) -> Result<(), Failure>) -> Result<(), Trouble> {
+        let started = Instant::now();
+        loop {
+            let Err(failure) = call(&self.producer.client) else { return Ok(()) };
+            if failure.requires_abort {
+                return Err(self.give_up(format!("{what}: {failure}")));
+            }
+            if !failure.is_retriable || started.elapsed() > RETRY_TIME_MAX {
+                // The outcome is unknown, so there is nothing that may be aborted.
+                self.open = false;
+                return Err(self.producer.judge(what, &failure));
+            }
+            tracing::debug!(what, %failure, "repeating a call");
+        }
+    }
+
+    fn give_up(&mut self, why: String) -> Trouble {
+        match self.end() {
+            Ok(()) => Trouble::Again(why),
+            Err(trouble) => trouble,
+        }
+    }
+
+    fn produce<'h>(
+        &mut self,
+        record: &Outgoing<'_>,
+        headers: impl ExactSizeIterator<Item = Header<'h>>,
+    ) -> Result<(), Trouble> {
+        let mut headers = OutgoingHeaders::new(headers);
+        let started = Instant::now();
+        loop {
+            match self.producer.client.produce(record, &mut headers) {
+                RDKafkaErrorCode::NoError => {
+                    self.producer.sent += 1;
+                    return Ok(());
+                }
+                RDKafkaErrorCode::QueueFull if started.elapsed() < QUEUE_FULL_TIME_MAX => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                code if is_permanent(code) => {
+                    let topic = self.producer.client.topic_name(record.topic);
+                    return Err(Trouble::Stop(anyhow!("send a record to {topic}: {code}; {}", remedy(code))));
+                }
+                code => return Err(self.give_up(format!("send a record: {code}"))),
+            }
+        }
+    }
+}
+
+impl Drop for Transaction<'_> {
+    fn drop(&mut self) {
+        if self.open
+            && let Err(trouble) = self.end()
+        {
+            tracing::warn!(?trouble, "a transaction could not be aborted");
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! What an error asks of the worker: variants are named by the answer.
+
+use rdkafka::error::RDKafkaErrorCode as Code;
+
+/// What an error asks of the worker.
+#[derive(Debug)]
+pub enum Trouble {
+    /// The transaction is aborted: drop the overlays, poll, and process what is
+    /// still ours again.
+    Again(String),
+    /// The client is unusable, or the outcome unknown: drop the overlays, build
+    /// the clients anew and ask the log what was committed.
+    Rebuild(String),
+    /// No retry can help: stop, and tell a person.
+    Stop(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Trouble {
+    fn from(error: anyhow::Error) -> Trouble {
+        Trouble::Stop(error)
+    }
+}
+
+/// Whether the same call would fail again, and for ever.
+pub(super) fn is_permanent(code: Code) -> bool {
+    matches!(
+        code,
+        Code::MessageSizeTooLarge
+            | Code::InvalidRecord
+            | Code::InvalidTimestamp
+            | Code::InvalidTransactionTimeout
+            | Code::PolicyViolation
+            | Code::TopicAuthorizationFailed
+            | Code::GroupAuthorizationFailed
+            | Code::ClusterAuthorizationFailed
+            | Code::TransactionalIdAuthorizationFailed
+            | Code::UnknownPartition
+            | Code::UnknownTopic
+            | Code::UnknownTopicOrPartition
+            | Code::InvalidTopic
+            | Code::UnsupportedVersion
+    )
+}
+
+/// What a person can do about a permanent error.
+pub(super) fn remedy(code: Code) -> &'static str {
+    match code {
+        Code::MessageSizeTooLarge => {
+            "raise the topic's max.message.bytes, as `ticket-pipeline topics apply` sets it"
+        }
+        Code::InvalidTimestamp | Code::InvalidRecord => {
+            "the topic must take any CreateTime: see `ticket-pipeline topics plan`"
+        }
+        Code::UnknownPartition | Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::InvalidTopic => {
+            "create the topics with `ticket-pipeline topics apply`"
+        }
+        Code::InvalidTransactionTimeout => {
+            "the broker's transaction.max.timeout.ms is below the producer's transaction.timeout.ms"
+        }
+        Code::UnsupportedVersion => "the broker is too old for transactions that are fenced by the group",
+        Code::PolicyViolation => "a policy of the broker forbids it",
+        _ => "give the pipeline's user that right in Kafka",
+    }
+}

@@ -1,0 +1,42 @@
+//! Records that were polled and wait for their transaction.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::message::BorrowedMessage;
+
+use crate::topology::Limits;
+
+/// They stay in the consumer's memory until the transaction is committed, so
+/// that an aborted one can be made again.
+pub(super) struct Batch<'c> {
+    pub(super) records: Vec<BorrowedMessage<'c>>,
+    bytes: usize,
+    first_at: Option<Instant>,
+}
+
+impl<'c> Batch<'c> {
+    pub(super) fn new() -> Batch<'c> {
+        Batch { records: Vec::new(), bytes: 0, first_at: None }
+    }
+
+    pub(super) fn push(&mut self, record: BorrowedMessage<'c>) {
+        self.bytes += record.payload_len() + record.key_len();
+        self.first_at.get_or_insert_with(Instant::now);
+        self.records.push(record);
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.records.clear();
+        self.bytes = 0;
+        self.first_at = None;
+    }
+
+    pub(super) fn is_full(&self, limits: &Limits) -> bool {
+        self.records.len() >= limits.batch_records_max || self.bytes >= limits.batch_bytes_max
+    }
+
+    /// How long the batch may wait for more; `None` where it is empty.
+    pub(super) fn wait(&self, interval: Duration) -> Option<Duration> {
+        self.first_at.map(|first_at| (first_at + interval).saturating_duration_since(Instant::now()))
+    }
+}
