@@ -27,24 +27,24 @@ const RULES: &[Rule] = &[
     Rule {
         what: "rdkafka",
         signs: &["rdkafka::", "use rdkafka", "rdkafka_sys::"],
-        homes: &["topology", "clients", "restore", "transaction", "worker", "topics", "cli"],
+        homes: &["topology", "clients", "restore", "transaction", "worker", "topics", "cli", "pipeline"],
     },
     Rule { what: "rocksdb", signs: &["rocksdb::", "use rocksdb"], homes: &["store"] },
     Rule { what: "serde_json", signs: &["serde_json::", "use serde_json"], homes: &["lines", "cli"] },
     Rule { what: "serde", signs: &["serde::", "use serde;"], homes: &["lines", "cli"] },
     Rule { what: "a YAML parser", signs: &["saphyr::", "saphyr_parser::"], homes: &["topology"] },
     Rule { what: "clap", signs: &["clap::", "use clap"], homes: &["cli"] },
-    Rule { what: "tokio", signs: &["tokio::", "use tokio"], homes: &["topics", "cli"] },
+    Rule { what: "tokio", signs: &["tokio::", "use tokio"], homes: &["topics", "cli", "pipeline"] },
     Rule { what: "uuid", signs: &["uuid::", "use uuid"], homes: &["outgoing"] },
     Rule {
         what: "a clock",
         signs: &["SystemTime", "Instant", "Timestamp::now", "Zoned::now"],
-        homes: &["clients", "store", "restore", "transaction", "worker", "topics", "cli"],
+        homes: &["clients", "store", "restore", "transaction", "worker", "topics", "cli", "pipeline"],
     },
     Rule {
         what: "the environment",
         signs: &["env::var", "env::vars", "std::env"],
-        homes: &["topology", "cli"],
+        homes: &["topology", "cli", "crash"],
     },
     Rule {
         what: "the disk",
@@ -54,7 +54,7 @@ const RULES: &[Rule] = &[
     Rule {
         what: "threads",
         signs: &["std::thread", "thread::spawn", "thread::sleep", "thread::Builder"],
-        homes: &["clients", "restore", "transaction", "worker", "topics", "cli"],
+        homes: &["clients", "restore", "transaction", "worker", "topics", "cli", "pipeline"],
     },
     Rule {
         what: "unsafe code",
