@@ -27,24 +27,33 @@ const RULES: &[Rule] = &[
     Rule {
         what: "rdkafka",
         signs: &["rdkafka::", "use rdkafka", "rdkafka_sys::"],
-        homes: &["topology", "clients", "restore", "transaction", "worker", "topics", "cli", "pipeline"],
+        homes: &[
+            "topology/kafka",
+            "clients",
+            "restore",
+            "transaction",
+            "worker",
+            "pipeline",
+            "topics",
+            "cli",
+        ],
     },
     Rule { what: "rocksdb", signs: &["rocksdb::", "use rocksdb"], homes: &["store"] },
     Rule { what: "serde_json", signs: &["serde_json::", "use serde_json"], homes: &["lines", "cli"] },
     Rule { what: "serde", signs: &["serde::", "use serde;"], homes: &["lines", "cli"] },
     Rule { what: "a YAML parser", signs: &["saphyr::", "saphyr_parser::"], homes: &["topology"] },
     Rule { what: "clap", signs: &["clap::", "use clap"], homes: &["cli"] },
-    Rule { what: "tokio", signs: &["tokio::", "use tokio"], homes: &["topics", "cli", "pipeline"] },
+    Rule { what: "tokio", signs: &["tokio::", "use tokio"], homes: &["pipeline", "topics", "cli"] },
     Rule { what: "uuid", signs: &["uuid::", "use uuid"], homes: &["outgoing"] },
     Rule {
         what: "a clock",
         signs: &["SystemTime", "Instant", "Timestamp::now", "Zoned::now"],
-        homes: &["clients", "store", "restore", "transaction", "worker", "topics", "cli", "pipeline"],
+        homes: &["clients", "store", "restore", "transaction", "worker", "pipeline", "topics", "cli"],
     },
     Rule {
         what: "the environment",
         signs: &["env::var", "env::vars", "std::env"],
-        homes: &["topology", "cli", "crash"],
+        homes: &["topology", "crash", "cli"],
     },
     Rule {
         what: "the disk",
@@ -54,17 +63,17 @@ const RULES: &[Rule] = &[
     Rule {
         what: "threads",
         signs: &["std::thread", "thread::spawn", "thread::sleep", "thread::Builder"],
-        homes: &["clients", "restore", "transaction", "worker", "topics", "cli", "pipeline"],
+        homes: &["clients", "restore", "transaction", "worker", "pipeline", "topics", "cli"],
     },
     Rule {
         what: "unsafe code",
         signs: &["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"],
-        homes: &["transaction"],
+        homes: &["transaction/native"],
     },
 ];
 
-/// The lines of a file of the program, without its tests.
-const CODE_LINES_MAX: usize = 500;
+/// The lines of code in a file of the program: neither its tests nor what explains it are counted.
+const CODE_LINES_MAX: usize = 450;
 /// A module of tests holds one guarantee; it may be longer, for cases are.
 const TEST_LINES_MAX: usize = 800;
 const ARCHITECTURE_LINES_MAX: usize = 200;
@@ -127,10 +136,10 @@ fn every_home_is_a_file_that_exists() {
 fn files_stay_short_enough_to_be_read_in_one_sitting() {
     let mut faults = Vec::new();
     for file in program_files() {
-        let lines = code(&file.text).count();
+        let lines = code(&file.text).filter(|(_, line)| !without_comment(line).trim().is_empty()).count();
         if lines > CODE_LINES_MAX {
             faults.push(format!(
-                "pipeline/src/{}: {lines} lines; split it, {CODE_LINES_MAX} are the most",
+                "pipeline/src/{}: {lines} lines of code; split it, {CODE_LINES_MAX} are the most",
                 file.name
             ));
         }

@@ -8,9 +8,8 @@ use std::borrow::Cow;
 use std::cmp::Ordering;
 
 use crate::canonical;
-use crate::json::Value;
-use crate::ticket::{self, Entry, EntryValue, Field, Identity};
-use crate::topology::{EventTypeIndex, Rule, RuleEvents};
+use crate::ticket::{Entry, EntryValue, Field, Identity, Ticket};
+use crate::topology::{EventTypeIndex, RuleEvents};
 
 /// What one tracked field, or one key of a map, did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,21 +117,20 @@ pub enum Finding<'a> {
 /// `current` holds what the event's ticket says, rule by rule; `known` what the
 /// store knows, rule by rule (all `None` for a late event).
 pub fn derive<'a>(
-    rules: &[Rule],
     current: &[Option<Field<'a>>],
-    previous_ticket: Option<Value<'a>>,
+    previous_ticket: Option<&Ticket<'a>>,
     known: &[Option<Field<'a>>],
     verdicts: &mut Vec<Verdict<'a>>,
 ) {
     verdicts.clear();
-    for (rule_index, rule) in rules.iter().enumerate() {
-        let mut found = |finding| verdicts.push(Verdict { rule: rule_index, finding });
-        let Some(current) = current.get(rule_index).and_then(Option::as_ref) else {
+    for (rule, current) in current.iter().enumerate() {
+        let mut found = |finding| verdicts.push(Verdict { rule, finding });
+        let Some(current) = current else {
             found(Finding::CurrentUnknown);
             continue;
         };
-        let known = known.get(rule_index).and_then(Option::as_ref);
-        let said = previous_ticket.and_then(|ticket| ticket::read(rule, ticket));
+        let known = known.get(rule).and_then(Option::as_ref);
+        let said = previous_ticket.and_then(|ticket| ticket.field(rule));
         match (said.as_ref(), known) {
             (Some(Field::Map(previous)), _) => {
                 let fallback =

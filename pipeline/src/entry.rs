@@ -13,7 +13,7 @@ use std::borrow::Cow;
 use crate::announcement::{Announcement, Announcer, Waiting};
 use crate::codec::{Reader, put_bytes, put_signed, put_varint};
 use crate::json::{Kind as Json, Tape};
-use crate::ticket::{self, Entry as MapEntry, EntryValue, Field, Identity};
+use crate::ticket::{Entry as MapEntry, EntryValue, Field, Identity, Reader as TicketReader};
 use crate::topology::Rule;
 
 const VERSION: u8 = 1;
@@ -124,12 +124,7 @@ impl Entry<'_> {
     ///
     /// `None` where the bytes are no entry of a version that we know.
     #[must_use]
-    pub fn decode<'a>(
-        bytes: &'a [u8],
-        rules: &RuleSet,
-        rule_list: &[Rule],
-        tape: &'a mut Tape,
-    ) -> Option<Entry<'a>> {
+    pub fn decode<'a>(bytes: &'a [u8], rules: &'a RuleSet, tape: &'a mut Tape) -> Option<Entry<'a>> {
         let (header, mut reader) = Header::read(bytes)?;
         let mut waiting = Vec::new();
         for _ in 0..reader.length()? {
@@ -139,8 +134,7 @@ impl Entry<'_> {
             let announcement = Announcement { field, subject, digest: reader.array()? };
             waiting.push(Waiting { announcement, by, since_ms: reader.signed()? });
         }
-        let snapshot =
-            if header.has_snapshot { Some(read_snapshot(reader, rules, rule_list, tape)?) } else { None };
+        let snapshot = if header.has_snapshot { Some(read_snapshot(reader, rules, tape)?) } else { None };
         Some(Entry {
             written_at: header.written_at,
             first_offset: header.first_offset,
@@ -151,9 +145,11 @@ impl Entry<'_> {
     }
 }
 
-/// Which rules an entry's known values were written with.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A topology's rules, as tickets are read and entries written with them.
+#[derive(Debug)]
 pub struct RuleSet {
+    /// Reads tickets.
+    pub reader: TicketReader,
     keys: Vec<[u8; 4]>,
     fingerprint: [u8; 4],
 }
@@ -168,7 +164,7 @@ impl RuleSet {
         distinct.dedup();
         let digest = blake3::hash(&distinct.concat());
         let fingerprint = digest.as_bytes().first_chunk().copied().unwrap_or_default();
-        RuleSet { keys, fingerprint }
+        RuleSet { reader: TicketReader::new(rules), keys, fingerprint }
     }
 }
 
@@ -339,12 +335,7 @@ fn read_optional<'a>(reader: &mut Reader<'a>, snapshot: &'a str) -> Option<Optio
     }
 }
 
-fn read_snapshot<'a>(
-    mut reader: Reader<'a>,
-    rules: &RuleSet,
-    rule_list: &[Rule],
-    tape: &'a mut Tape,
-) -> Option<Snapshot<'a>> {
+fn read_snapshot<'a>(mut reader: Reader<'a>, rules: &'a RuleSet, tape: &'a mut Tape) -> Option<Snapshot<'a>> {
     let time_ms = reader.signed()?;
     let fingerprint: [u8; 4] = reader.array()?;
     let mut values = Reader::new(reader.bytes()?);
@@ -359,8 +350,9 @@ fn read_snapshot<'a>(
     }
     if fingerprint != rules.fingerprint {
         let snapshot = tape.parse(text.as_bytes()).ok().filter(|value| value.kind() == Json::Object)?;
-        for (rule, slot) in rule_list.iter().zip(&mut known).filter(|(_, slot)| slot.is_none()) {
-            *slot = ticket::read(rule, snapshot);
+        let snapshot = rules.reader.ticket(snapshot);
+        for (rule, slot) in known.iter_mut().enumerate().filter(|(_, slot)| slot.is_none()) {
+            *slot = snapshot.field(rule);
         }
     }
     Some(Snapshot { time_ms, text, known })
@@ -376,8 +368,8 @@ mod tests {
         "assignedAgent":{"id":7,"email":"e@x"},"isEscalated":false,"dueDate":"2026-01-01",
         "customFields":{"k":[1,2],"none":null,"marked":"Payload too large. Use API instead"}}"#;
 
-    fn entry<'a>(rules: &[Rule], ticket: Value<'a>) -> Entry<'a> {
-        let known = rules.iter().map(|rule| ticket::read(rule, ticket)).collect();
+    fn entry<'a>(rules: &'a RuleSet, ticket: Value<'a>) -> Entry<'a> {
+        let known = rules.reader.ticket(ticket).fields();
         let snapshot = Snapshot { time_ms: -5, text: ticket.raw(), known };
         let announcement = Announcement { field: [7; 4], subject: "k".into(), digest: [9; 16] };
         let waiting = vec![Waiting { announcement, by: Announcer::Native, since_ms: 12 }];
@@ -389,12 +381,12 @@ mod tests {
         let rules = Topology::shipped().rules;
         let rule_set = RuleSet::of(&rules);
         let (mut tape, mut unused) = (Tape::default(), Tape::default());
-        let mut entry = entry(&rules, tape.parse(TICKET.as_bytes()).unwrap());
+        let mut entry = entry(&rule_set, tape.parse(TICKET.as_bytes()).unwrap());
         // A known value of an older snapshot lies elsewhere: it is written whole.
         let slot = entry.snapshot.as_mut().unwrap().known.iter_mut().find(|slot| slot.is_none()).unwrap();
         *slot = Some(Field::Scalar("{\"from\":\"elsewhere\"}"));
         let bytes = entry.encode(&rule_set);
-        assert_eq!(Entry::decode(&bytes, &rule_set, &rules, &mut unused), Some(entry));
+        assert_eq!(Entry::decode(&bytes, &rule_set, &mut unused), Some(entry));
         assert_eq!((written_at(&bytes), idle_since(&bytes)), (Some(812), None));
     }
 
@@ -403,12 +395,12 @@ mod tests {
         let rule_set = RuleSet::of(&[]);
         let mark = Some(DeletionMark { time_ms: 5, since_ms: 11 });
         let mut tape = Tape::default();
-        let mut entry = Entry { mark, ..entry(&[], tape.parse(b"{}").unwrap()) };
+        let mut entry = Entry { mark, ..entry(&rule_set, tape.parse(b"{}").unwrap()) };
         entry.snapshot = None;
         let bytes = entry.encode(&rule_set);
         assert_eq!(idle_since(&bytes), Some(12));
-        let mut tape = Tape::default();
-        assert_eq!(Entry::decode(&bytes, &rule_set, &[], &mut tape), Some(entry.clone()));
+        let mut unused = Tape::default();
+        assert_eq!(Entry::decode(&bytes, &rule_set, &mut unused), Some(entry.clone()));
         assert!(entry.forget(12), "the mark is older than the window");
         assert!(!entry.is_empty());
         assert!(entry.forget(13));
@@ -418,11 +410,12 @@ mod tests {
     #[test]
     fn a_new_rule_reads_the_snapshot_and_a_known_value_outlives_it() {
         let rules = Topology::shipped().rules;
+        let rule_set = RuleSet::of(&rules);
         let mut tape = Tape::default();
-        let mut entry = entry(&rules, tape.parse(TICKET.as_bytes()).unwrap());
+        let mut entry = entry(&rule_set, tape.parse(TICKET.as_bytes()).unwrap());
         let first = entry.snapshot.as_mut().unwrap().known.first_mut().unwrap();
         *first = Some(Field::Reference(None));
-        let bytes = entry.encode(&RuleSet::of(&rules));
+        let bytes = entry.encode(&rule_set);
 
         let mut more = rules.clone();
         more.push(Rule {
@@ -433,7 +426,8 @@ mod tests {
             ..rules.first().unwrap().clone()
         });
         let mut tape = Tape::default();
-        let decoded = Entry::decode(&bytes, &RuleSet::of(&more), &more, &mut tape).unwrap();
+        let more = RuleSet::of(&more);
+        let decoded = Entry::decode(&bytes, &more, &mut tape).unwrap();
         let known = decoded.snapshot.unwrap().known;
         assert_eq!(known.first(), Some(&Some(Field::Reference(None))));
         assert_eq!(known.last(), Some(&Some(Field::Scalar("\"2026-01-01\""))));
@@ -445,9 +439,9 @@ mod tests {
             if has_version && let Some(first) = bytes.first_mut() {
                 *first = VERSION;
             }
-            let rules = Topology::shipped().rules;
+            let rules = RuleSet::of(&Topology::shipped().rules);
             let mut tape = Tape::default();
-            let _ = Entry::decode(&bytes, &RuleSet::of(&rules), &rules, &mut tape);
+            let _ = Entry::decode(&bytes, &rules, &mut tape);
             let _ = (idle_since(&bytes), written_at(&bytes));
         }
     }

@@ -394,6 +394,16 @@ impl<'a> Value<'a> {
         self.node().end as usize
     }
 
+    /// The content of a string without escapes, which is its text; `None` for all else.
+    #[must_use]
+    pub fn plain(self) -> Option<&'a str> {
+        let node = self.node();
+        if node.kind != Kind::String || node.escaped {
+            return None;
+        }
+        self.text.get(node.start as usize + 1..node.end as usize - 1)
+    }
+
     /// A string's content; `None` for all else.
     #[must_use]
     pub fn string(self) -> Option<Cow<'a, str>> {
@@ -409,7 +419,10 @@ impl<'a> Value<'a> {
     /// Whether it is the string `text`.
     #[must_use]
     pub fn is_string(self, text: &str) -> bool {
-        self.string().is_some_and(|string| string == text)
+        match self.plain() {
+            Some(plain) => plain == text,
+            None => self.string().is_some_and(|string| string == text),
+        }
     }
 
     /// An object's member of that name; where it is repeated, the last one.

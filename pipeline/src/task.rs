@@ -112,12 +112,19 @@ impl Task {
             _ => self.store.entry(envelope.uid.as_bytes())?,
         };
         let mut entry = match &bytes {
-            Some(bytes) => Entry::decode(bytes, &self.rule_set, &topology.rules, &mut tape)
+            Some(bytes) => Entry::decode(bytes, &self.rule_set, &mut tape)
                 .with_context(|| format!("decode the entry of ticket \"{}\"", envelope.uid))?,
             None => Entry::new(record.offset),
         };
         entry.forget(forgotten_before_ms);
-        let transition = transition::happen(topology, role, &envelope, record.timestamp_ms, &mut entry);
+        let transition = transition::happen(
+            topology,
+            &self.rule_set.reader,
+            role,
+            &envelope,
+            record.timestamp_ms,
+            &mut entry,
+        );
 
         let mut emission =
             Emission { topology, envelope: &envelope, record, partitions: self.partitions, truncated: 0 };
@@ -153,7 +160,7 @@ impl Task {
         for uid in &idle {
             let Some(bytes) = self.store.entry(uid)? else { continue };
             let mut tape = Tape::default();
-            let mut entry = Entry::decode(&bytes, &self.rule_set, &self.topology.rules, &mut tape)
+            let mut entry = Entry::decode(&bytes, &self.rule_set, &mut tape)
                 .with_context(|| format!("decode the entry of ticket \"{}\"", uid.escape_ascii()))?;
             if entry.forget(forgotten_before_ms) {
                 let bytes = (!entry.is_empty()).then(|| entry.encode(&self.rule_set));

@@ -66,28 +66,207 @@ pub enum EntryValue<'a> {
     Known(&'a str),
 }
 
-/// What `ticket`, an object, says of the rule's field; `None` where it says nothing.
-#[must_use]
-pub fn read<'a>(rule: &Rule, ticket: Value<'a>) -> Option<Field<'a>> {
-    if rule.kind == Kind::Reference {
-        return read_reference(rule, ticket).map(Field::Reference);
+/// The rules' paths, made ready to read a ticket in one pass over its members.
+#[derive(Debug)]
+pub struct Reader {
+    names: Names,
+    rules: Vec<Readable>,
+}
+
+/// A rule as the reader sees it.
+#[derive(Debug)]
+struct Readable {
+    kind: Kind,
+    email: bool,
+    paths: Vec<Path>,
+}
+
+/// A path below the ticket.
+#[derive(Debug)]
+struct Path {
+    first: Slot,
+    rest: Vec<String>,
+    /// `<last name>Id` and `<last name>Name`, beside the last name: a reference's.
+    id: Beside,
+    name: Beside,
+}
+
+/// A member beside the last one of a path.
+#[derive(Debug)]
+enum Beside {
+    /// Of the ticket itself.
+    Slot(Slot),
+    /// Of an object within it.
+    Member(String),
+}
+
+/// A member's place in a [`Ticket`].
+type Slot = usize;
+
+/// The member names that any path begins with, by their length.
+#[derive(Debug, Default)]
+struct Names {
+    by_length: Vec<Vec<(String, Slot)>>,
+    count: usize,
+}
+
+impl Names {
+    fn slot(&mut self, name: &str) -> Slot {
+        if let Some(slot) = self.find(name) {
+            return slot;
+        }
+        if self.by_length.len() <= name.len() {
+            self.by_length.resize_with(name.len() + 1, Vec::new);
+        }
+        if let Some(names) = self.by_length.get_mut(name.len()) {
+            names.push((name.to_owned(), self.count));
+        }
+        self.count += 1;
+        self.count - 1
     }
-    let value = rule.paths.iter().find_map(|path| at_path(ticket, path))?;
-    match rule.kind {
-        Kind::Reference => None,
-        Kind::Flag => match value.kind() {
-            Json::True => Some(Field::Flag(true)),
-            Json::False => Some(Field::Flag(false)),
-            _ => None,
-        },
-        Kind::Scalar => (!carries_mark(value)).then(|| Field::Scalar(value.raw())),
-        Kind::Set => read_set(value).map(Field::Set),
-        Kind::Map => read_map(value).map(Field::Map),
+
+    fn find(&self, name: &str) -> Option<Slot> {
+        let names = self.by_length.get(name.len())?;
+        names.iter().find(|(known, _)| known == name).map(|(_, slot)| *slot)
     }
 }
 
-fn at_path<'a>(ticket: Value<'a>, path: &[String]) -> Option<Value<'a>> {
-    path.iter().try_fold(ticket, |value, name| value.get(name))
+impl Reader {
+    /// A reader for a topology's rules.
+    #[must_use]
+    pub fn new(rules: &[Rule]) -> Reader {
+        let mut names = Names::default();
+        let readable = |rule: &Rule| Readable {
+            kind: rule.kind,
+            email: rule.email,
+            paths: rule.paths.iter().filter_map(|path| Path::new(path, &mut names)).collect(),
+        };
+        let rules = rules.iter().map(readable).collect();
+        Reader { names, rules }
+    }
+
+    /// A ticket, an object, with the members that the rules ask for.
+    #[must_use]
+    pub fn ticket<'a>(&'a self, object: Value<'a>) -> Ticket<'a> {
+        let mut members = vec![None; self.names.count];
+        for (name, value) in object.members() {
+            let slot = match name.plain() {
+                Some(name) => self.names.find(name),
+                None => name.string().and_then(|name| self.names.find(&name)),
+            };
+            // Of repeated members the last one counts.
+            if let Some(member) = slot.and_then(|slot| members.get_mut(slot)) {
+                *member = Some(value);
+            }
+        }
+        Ticket { reader: self, members }
+    }
+}
+
+impl Path {
+    fn new(path: &[String], names: &mut Names) -> Option<Path> {
+        let (first, rest) = path.split_first()?;
+        let last = path.last()?;
+        let mut beside = |suffix: &str| {
+            let name = format!("{last}{suffix}");
+            if rest.is_empty() { Beside::Slot(names.slot(&name)) } else { Beside::Member(name) }
+        };
+        let (id, name) = (beside("Id"), beside("Name"));
+        Some(Path { first: names.slot(first), rest: rest.to_vec(), id, name })
+    }
+}
+
+/// A ticket with the members that the rules ask for.
+#[derive(Debug)]
+pub struct Ticket<'a> {
+    reader: &'a Reader,
+    members: Vec<Option<Value<'a>>>,
+}
+
+impl<'a> Ticket<'a> {
+    /// What the ticket says of the field of a rule, by its place among the
+    /// reader's; `None` where it says nothing.
+    #[must_use]
+    pub fn field(&self, rule: usize) -> Option<Field<'a>> {
+        let rule = self.reader.rules.get(rule)?;
+        if rule.kind == Kind::Reference {
+            return self.reference(rule).map(Field::Reference);
+        }
+        let value = rule.paths.iter().find_map(|path| self.at(path))?;
+        match rule.kind {
+            Kind::Reference => None,
+            Kind::Flag => match value.kind() {
+                Json::True => Some(Field::Flag(true)),
+                Json::False => Some(Field::Flag(false)),
+                _ => None,
+            },
+            Kind::Scalar => (!carries_mark(value)).then(|| Field::Scalar(value.raw())),
+            Kind::Set => read_set(value).map(Field::Set),
+            Kind::Map => read_map(value).map(Field::Map),
+        }
+    }
+
+    /// What the ticket says of every rule's field.
+    #[must_use]
+    pub fn fields(&self) -> Vec<Option<Field<'a>>> {
+        (0..self.reader.rules.len()).map(|rule| self.field(rule)).collect()
+    }
+
+    fn member(&self, slot: Slot) -> Option<Value<'a>> {
+        self.members.get(slot).copied().flatten()
+    }
+
+    fn at(&self, path: &Path) -> Option<Value<'a>> {
+        path.rest.iter().try_fold(self.member(path.first)?, |value, name| value.get(name))
+    }
+
+    /// `path` is one of several members: `statusId` beside `status`.
+    fn beside(&self, path: &Path, beside: &Beside) -> Option<Value<'a>> {
+        match beside {
+            Beside::Slot(slot) => self.member(*slot),
+            Beside::Member(name) => {
+                let (_, parents) = path.rest.split_last()?;
+                parents.iter().try_fold(self.member(path.first)?, |value, name| value.get(name))?.get(name)
+            }
+        }
+    }
+
+    /// `Some(None)` is a reference that is said to be empty.
+    fn reference(&self, rule: &Readable) -> Option<Option<Identity<'a>>> {
+        for path in &rule.paths {
+            let reference = self.at(path);
+            let said = match reference {
+                None => match self.beside(path, &path.id).or_else(|| self.beside(path, &path.name)) {
+                    Some(value) => said(value),
+                    None => continue,
+                },
+                Some(object) if object.kind() == Json::Object => {
+                    if object.is_empty() {
+                        return Some(None);
+                    }
+                    // An object that does not say whom it means is passed over.
+                    let Some(identity) = first_of(object, &["uid", "id", "name"]) else { continue };
+                    said(identity)
+                }
+                // A number is no reference by itself: only a string is.
+                Some(value) if value.kind() == Json::Number => return None,
+                Some(value) => said(value),
+            };
+            let id = match said {
+                Said::Nothing => return None,
+                Said::Empty => return Some(None),
+                Said::Identity(id) => id,
+            };
+            let name = reference
+                .and_then(|object| first_of(object, &["name", "displayName"]))
+                .or_else(|| self.beside(path, &path.name))
+                .and_then(word);
+            let email =
+                reference.filter(|_| rule.email).and_then(|object| object.get("email")).and_then(word);
+            return Some(Some(Identity { id, name, email }));
+        }
+        None
+    }
 }
 
 /// What one path says of an identity.
@@ -108,53 +287,6 @@ fn said(value: Value<'_>) -> Said<'_> {
         },
         _ => Said::Nothing,
     }
-}
-
-/// `Some(None)` is a reference that is said to be empty.
-fn read_reference<'a>(rule: &Rule, ticket: Value<'a>) -> Option<Option<Identity<'a>>> {
-    for path in &rule.paths {
-        let (name, parents) = path.split_last()?;
-        let Some(parent) = at_path(ticket, parents) else { continue };
-        let sibling = |suffix: &str| member_with_suffix(parent, name, suffix);
-        let reference = parent.get(name);
-        let said = match reference {
-            None => match sibling("Id").or_else(|| sibling("Name")) {
-                Some(value) => said(value),
-                None => continue,
-            },
-            Some(object) if object.kind() == Json::Object => {
-                if object.is_empty() {
-                    return Some(None);
-                }
-                // An object that does not say whom it means is passed over.
-                let Some(identity) = first_of(object, &["uid", "id", "name"]) else { continue };
-                said(identity)
-            }
-            // A number is no reference by itself: only a string is.
-            Some(value) if value.kind() == Json::Number => return None,
-            Some(value) => said(value),
-        };
-        let id = match said {
-            Said::Nothing => return None,
-            Said::Empty => return Some(None),
-            Said::Identity(id) => id,
-        };
-        let name = reference
-            .and_then(|object| first_of(object, &["name", "displayName"]))
-            .or_else(|| sibling("Name"))
-            .and_then(word);
-        let email = reference.filter(|_| rule.email).and_then(|object| object.get("email")).and_then(word);
-        return Some(Some(Identity { id, name, email }));
-    }
-    None
-}
-
-/// The member `<name><suffix>`: `statusId` beside `status`.
-fn member_with_suffix<'a>(object: Value<'a>, name: &str, suffix: &str) -> Option<Value<'a>> {
-    let is_it = |key: Value<'_>| {
-        key.string().is_some_and(|key| key.strip_suffix(suffix).is_some_and(|prefix| prefix == name))
-    };
-    object.members().filter(|(key, _)| is_it(*key)).last().map(|(_, value)| value)
 }
 
 fn first_of<'a>(object: Value<'a>, names: &[&str]) -> Option<Value<'a>> {
@@ -283,9 +415,9 @@ mod tests {
     /// What a ticket says of the shipped topology's rule for `field`, as a person would write it.
     fn check(field: &str, ticket: &str, expected: &str) {
         let topology = Topology::shipped();
-        let rule = topology.rules.iter().find(|rule| rule.field == field).unwrap();
-        let mut tape = Tape::default();
-        let said = read(rule, tape.parse(ticket.as_bytes()).unwrap());
+        let rule = topology.rules.iter().position(|rule| rule.field == field).unwrap();
+        let (reader, mut tape) = (Reader::new(&topology.rules), Tape::default());
+        let said = reader.ticket(tape.parse(ticket.as_bytes()).unwrap()).field(rule);
         assert_eq!(said.as_ref().map_or("nothing".into(), words), expected, "{ticket}");
     }
 

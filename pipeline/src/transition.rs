@@ -3,13 +3,12 @@
 //! Entry and envelope in, entry and derived events out (contract §3, §4, §5).
 //! It does not know bytes that go out, the store, or the window of event ids.
 
-use std::borrow::Cow;
-
 use crate::announcement::{self, Announcer, Direction, Reception, Waiting};
 use crate::derive::{self, Change, Finding, PreviousFrom, Verdict};
 use crate::entry::{DeletionMark, Entry, Snapshot};
 use crate::envelope::Envelope;
-use crate::ticket::{self, Field};
+use crate::json::Value;
+use crate::ticket::{self, Field, Reader};
 use crate::topology::{EventTypeIndex, Kind, NativeSpecifics, Ordering, RuleEvents, Topology};
 
 /// What an event type means to the state.
@@ -111,6 +110,7 @@ pub struct DerivedEvent<'a> {
 /// forgotten what it had to. `record_ms` is the record's Kafka timestamp.
 pub fn happen<'a>(
     topology: &Topology,
+    reader: &'a Reader,
     role: Role,
     envelope: &Envelope<'a>,
     record_ms: i64,
@@ -121,7 +121,9 @@ pub fn happen<'a>(
         && entry.time_ms().is_some_and(|time_ms| envelope.time_ms < time_ms);
     let mut transition = Transition { late, ..Transition::default() };
     match role {
-        Role::Created | Role::Updated => state(topology, role, envelope, record_ms, entry, &mut transition),
+        Role::Created | Role::Updated => {
+            state(topology, reader, role, envelope, record_ms, entry, &mut transition)
+        }
         Role::Deleted if !late => {
             entry.snapshot = None;
             entry.mark = Some(DeletionMark { time_ms: envelope.time_ms, since_ms: record_ms });
@@ -132,7 +134,7 @@ pub fn happen<'a>(
             NativeSpecifics::Both => {}
             NativeSpecifics::Drop => transition.dropped = true,
             NativeSpecifics::Once => {
-                if let Some(announcement) = native_announcement(topology, rule, direction, envelope) {
+                if let Some(announcement) = native_announcement(topology, reader, rule, direction, envelope) {
                     let new = Waiting { announcement, by: Announcer::Native, since_ms: record_ms };
                     transition.dropped = announcement::announce(&mut entry.waiting, new) == Reception::Twin;
                     transition.entry_changed = true;
@@ -147,6 +149,7 @@ pub fn happen<'a>(
 /// A `ticket:created` or `ticket:updated`.
 fn state<'a>(
     topology: &Topology,
+    reader: &'a Reader,
     role: Role,
     envelope: &Envelope<'a>,
     record_ms: i64,
@@ -159,8 +162,7 @@ fn state<'a>(
     if late && role == Role::Created {
         return;
     }
-    let current: Vec<Option<Field<'a>>> =
-        topology.rules.iter().map(|rule| ticket::read(rule, ticket)).collect();
+    let current = reader.ticket(ticket).fields();
     let before = if late { None } else { entry.snapshot.take() };
     transition.previous_snapshot = before.as_ref().map(|snapshot| snapshot.text);
     let known = before.map(|snapshot| snapshot.known).unwrap_or_default();
@@ -170,7 +172,8 @@ fn state<'a>(
     }
     if role == Role::Updated {
         let mut verdicts = Vec::with_capacity(topology.rules.len());
-        derive::derive(&topology.rules, &current, envelope.previous_ticket, &known, &mut verdicts);
+        let previous_ticket = envelope.previous_ticket.map(|ticket| reader.ticket(ticket));
+        derive::derive(&current, previous_ticket.as_ref(), &known, &mut verdicts);
         emit(topology, verdicts, record_ms, entry, transition);
     }
     if !late {
@@ -226,29 +229,24 @@ fn emit<'a>(
 /// What a native specific announces, read from its own ticket.
 fn native_announcement<'a>(
     topology: &Topology,
+    reader: &'a Reader,
     rule: usize,
     direction: Direction,
     envelope: &Envelope<'a>,
 ) -> Option<announcement::Announcement<'a>> {
+    let said = |ticket: Option<Value<'a>>| ticket.and_then(|ticket| reader.ticket(ticket).field(rule));
+    let now = said(envelope.ticket);
     let rule = topology.rules.get(rule)?;
-    let said = envelope.ticket.and_then(|ticket| ticket::read(rule, ticket));
-    let key = if rule.kind == Kind::Map { map_key(rule, envelope, said.as_ref()) } else { None };
-    announcement::of_native(rule, &envelope.event_name, said.as_ref(), key, direction)
-}
-
-/// The key of which a native event of a map rule speaks.
-fn map_key<'a>(
-    rule: &crate::topology::Rule,
-    envelope: &Envelope<'a>,
-    said: Option<&Field<'a>>,
-) -> Option<Cow<'a, str>> {
-    ticket::named_key(envelope.payload).or_else(|| {
-        let previous = envelope.previous_ticket.and_then(|ticket| ticket::read(rule, ticket));
-        match (said, previous) {
-            (Some(Field::Map(now)), Some(Field::Map(before))) => {
-                announcement::only_differing_key(&before, now)
-            }
-            _ => None,
+    let key = match rule.kind {
+        Kind::Map => {
+            ticket::named_key(envelope.payload).or_else(|| match (&now, said(envelope.previous_ticket)) {
+                (Some(Field::Map(now)), Some(Field::Map(before))) => {
+                    announcement::only_differing_key(&before, now)
+                }
+                _ => None,
+            })
         }
-    })
+        _ => None,
+    };
+    announcement::of_native(rule, &envelope.event_name, now.as_ref(), key, direction)
 }

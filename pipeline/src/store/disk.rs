@@ -31,6 +31,10 @@ const FORMAT_VERSION: u32 = 1;
 /// it holds at most this fraction more than the window.
 const MILESTONES_PER_WINDOW: i64 = 64;
 
+/// Of the stores' memory this part holds what is applied and not written yet,
+/// and as much again what was written last.
+const RECENT_SHARE: usize = 8;
+
 /// When an entry was last of use, and its uid.
 pub(super) type IdleKey = (i64, Vec<u8>);
 
@@ -89,6 +93,11 @@ impl Writes {
         self.batch.size_in_bytes()
     }
 
+    /// How many entries.
+    pub(super) fn entries(&self) -> u64 {
+        self.entries
+    }
+
     pub(super) fn forget_idle(&mut self, (since_ms, uid): &IdleKey) {
         self.batch.delete(idle_key(*since_ms, uid));
     }
@@ -113,7 +122,7 @@ pub(super) struct Disk {
     ids_threshold_ms: Arc<AtomicI64>,
     /// (stream time, end of the ids log at that time), ascending.
     milestones: VecDeque<(i64, i64)>,
-    entries_unflushed: u64,
+    records_unflushed: u64,
     flushed_at: Instant,
     dirty: bool,
 }
@@ -139,6 +148,13 @@ impl Held {
     pub(super) fn take(partition: i32, all: &Arc<Mutex<HashSet<i32>>>) -> Option<Held> {
         let taken = all.lock().unwrap_or_else(PoisonError::into_inner).insert(partition);
         taken.then(|| Held { partition, all: Arc::clone(all) })
+    }
+}
+
+impl Held {
+    /// How many stores are open in this process.
+    fn count(&self) -> usize {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).len().max(1)
     }
 }
 
@@ -188,7 +204,7 @@ impl Disk {
             applied_at_ms,
             ids_threshold_ms,
             milestones,
-            entries_unflushed: 0,
+            records_unflushed: 0,
             flushed_at: Instant::now(),
             dirty: false,
         };
@@ -245,7 +261,6 @@ impl Disk {
         for (stream_time_ms, _) in self.milestones.iter().take(forgotten) {
             writes.batch.delete(milestone_key(*stream_time_ms));
         }
-        let entries = writes.entries;
         let mut options = WriteOptions::default();
         options.disable_wal(true);
         self.db.write_opt(writes.batch, &options).with_context(|| format!("write to {:?}", self.path))?;
@@ -254,7 +269,6 @@ impl Disk {
         self.milestones.extend(milestone);
         self.positions = Some(*positions);
         self.applied_at_ms = applied_at_ms;
-        self.entries_unflushed += entries;
         self.dirty = true;
         self.raise_ids_threshold();
         Ok(())
@@ -280,23 +294,26 @@ impl Disk {
             .last()
     }
 
-    pub(super) fn flush_if_due(&mut self, now: Instant) -> Result<()> {
+    /// Counts changelog records that a crash would make a restart read again.
+    pub(super) fn count(&mut self, records: u64) {
+        self.records_unflushed += records;
+    }
+
+    pub(super) fn is_flush_due(&self, now: Instant) -> bool {
         let settings = &self.shared.settings;
         let interval = Duration::from_millis(settings.flush_interval_ms);
-        let due = self.entries_unflushed >= settings.flush_records_max
-            || now.saturating_duration_since(self.flushed_at) >= interval;
-        if !self.dirty || !due {
-            return Ok(());
-        }
-        self.flush(false)?;
-        self.flushed_at = now;
-        Ok(())
+        self.records_unflushed >= settings.flush_records_max
+            || now.saturating_duration_since(self.flushed_at) >= interval
+    }
+
+    /// How much may be applied before it is written; all stores together stay
+    /// within their share of the memory.
+    pub(super) fn recent_bytes_max(&self) -> usize {
+        self.shared.settings.memory_bytes / RECENT_SHARE / self.held.count()
     }
 
     pub(super) fn close(mut self) -> Result<()> {
-        if self.dirty {
-            self.flush(true)?;
-        }
+        self.flush(true)?;
         self.db.cancel_all_background_work(true);
         Ok(())
     }
@@ -317,11 +334,16 @@ impl Disk {
         Ok(())
     }
 
-    fn flush(&mut self, wait: bool) -> Result<()> {
+    /// Makes what was written survive a crash; `wait` for its end, or only start it.
+    pub(super) fn flush(&mut self, wait: bool) -> Result<()> {
+        self.flushed_at = Instant::now();
+        if !self.dirty {
+            return Ok(());
+        }
         let mut options = FlushOptions::default();
         options.set_wait(wait);
         self.db.flush_opt(&options).with_context(|| format!("flush {:?}", self.path))?;
-        self.entries_unflushed = 0;
+        self.records_unflushed = 0;
         self.dirty = false;
         Ok(())
     }
@@ -378,6 +400,9 @@ fn options(shared: &Shared, ids_threshold_ms: Arc<AtomicI64>) -> Options {
     options.set_block_based_table_factory(&table);
     options.set_write_buffer_manager(&shared.write_buffers);
     options.set_write_buffer_size(16 * 1024 * 1024);
+    // Most event ids are new: without it each would be searched for in vain.
+    options.set_memtable_prefix_bloom_ratio(0.05);
+    options.set_memtable_whole_key_filtering(true);
     options.set_compression_type(DBCompressionType::Lz4);
     options.set_enable_blob_files(true);
     options.set_min_blob_size(4 * 1024);

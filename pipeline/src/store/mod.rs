@@ -2,7 +2,8 @@
 //! in memory.
 //!
 //! The store trails the log. Writes stay in the overlay until Kafka has
-//! committed the transaction that holds them; then they enter the disk in one
+//! committed the transaction that holds them, and a little longer in memory:
+//! a ticket that changes often is written once. Then they enter the disk in one
 //! write, together with the positions that they belong to. A store is thus
 //! behind its changelog or level with it, never ahead.
 //!
@@ -38,13 +39,23 @@ pub struct Seen {
 
 /// One partition's state.
 ///
-/// The overlay has two layers: what the open transaction writes, and under it
-/// what was sealed for a commit whose outcome is still to come. Reads look at
-/// both, then at the disk.
+/// ```text
+///  open ── seal ──► sealed ── apply ──► recent ── write out ──► disk
+///  the open         a commit whose      committed,              committed,
+///  transaction's    outcome is          not written yet         and the last of
+///                   still to come                               it in memory
+/// ```
+///
+/// Reads look at each in this order.
 #[derive(Debug, Default)]
 pub struct Store {
     open: Overlay,
     sealed: Overlay,
+    recent: Overlay,
+    /// What `recent` brings the disk's positions to.
+    recent_positions: Option<Positions>,
+    /// What was written out last, to be read from memory.
+    written: Overlay,
     disk: Option<Disk>,
     /// Keys of the idle index that no longer describe their entry, found while
     /// reading and removed by the next write.
@@ -67,7 +78,7 @@ impl Store {
     /// # Errors
     /// Where the disk cannot be read.
     pub fn entry(&self, uid: &[u8]) -> Result<Option<Vec<u8>>> {
-        for layer in [&self.open, &self.sealed] {
+        for layer in [&self.open, &self.sealed, &self.recent, &self.written] {
             if let Some(entry) = layer.entry(uid) {
                 return Ok(entry.map(<[u8]>::to_vec));
             }
@@ -86,7 +97,8 @@ impl Store {
     /// # Errors
     /// Where the disk cannot be read.
     pub fn seen(&self, id: &EventHash) -> Result<Option<Seen>> {
-        if let Some(seen) = self.open.seen(id).or_else(|| self.sealed.seen(id)) {
+        let layers = [&self.open, &self.sealed, &self.recent, &self.written];
+        if let Some(seen) = layers.into_iter().find_map(|layer| layer.seen(id)) {
             return Ok(Some(seen));
         }
         self.disk.as_ref().map_or(Ok(None), |disk| disk.seen(id))
@@ -103,22 +115,19 @@ impl Store {
     /// # Errors
     /// Where the disk cannot be read.
     pub fn idle_before(&self, before_ms: i64, limit: usize) -> Result<Vec<Vec<u8>>> {
+        // What a layer knows of an entry is newer than what those under it say.
+        let layers = [&self.open, &self.sealed, &self.recent];
+        let hidden =
+            |depth: usize, uid: &[u8]| layers.iter().take(depth).any(|layer| layer.entry(uid).is_some());
         let mut idle = Vec::new();
+        for (depth, layer) in layers.iter().enumerate() {
+            idle.extend(layer.idle_before(before_ms).filter(|(_, uid)| !hidden(depth, uid)).cloned());
+        }
         if let Some(disk) = &self.disk {
             let found = disk.idle_before(before_ms, limit)?;
             self.stale.borrow_mut().extend(found.stale);
-            // What the overlay knows of an entry is newer than what the disk's index says.
-            idle.extend(
-                found
-                    .idle
-                    .into_iter()
-                    .filter(|(_, uid)| self.open.entry(uid).is_none() && self.sealed.entry(uid).is_none()),
-            );
+            idle.extend(found.idle.into_iter().filter(|(_, uid)| !hidden(layers.len(), uid)));
         }
-        idle.extend(
-            self.sealed.idle_before(before_ms).filter(|(_, uid)| self.open.entry(uid).is_none()).cloned(),
-        );
-        idle.extend(self.open.idle_before(before_ms).cloned());
         idle.sort();
         idle.truncate(limit);
         Ok(idle.into_iter().map(|(_, uid)| uid).collect())
@@ -144,21 +153,42 @@ impl Store {
         self.sealed = std::mem::take(&mut self.open);
     }
 
-    /// Writes what was sealed, and the positions that it brings the store to,
-    /// in one write. To be called only when Kafka has committed it.
+    /// Takes over what was sealed, and the positions that it brings the store
+    /// to. To be called only when Kafka has committed it.
     ///
     /// # Errors
     /// Where the disk cannot be written.
     pub fn apply(&mut self, positions: &Positions) -> Result<()> {
         let sealed = std::mem::take(&mut self.sealed);
+        if let Some(disk) = &mut self.disk {
+            disk.count(sealed.entries().len() as u64);
+        }
+        self.recent.absorb(sealed);
+        self.recent_positions = Some(*positions);
+        let recent_bytes_max = self.disk.as_ref().map_or(usize::MAX, Disk::recent_bytes_max);
+        if self.recent.size_bytes() >= recent_bytes_max {
+            self.write_out()?;
+        }
+        Ok(())
+    }
+
+    /// Brings the disk level with what is applied, in one write.
+    fn write_out(&mut self) -> Result<()> {
+        let Some(disk) = &mut self.disk else { return Ok(()) };
+        let Some(positions) = self.recent_positions.take() else { return Ok(()) };
         let mut writes = Writes::default();
-        for (uid, entry) in sealed.entries() {
+        for key in self.stale.take() {
+            writes.forget_idle(&key);
+        }
+        for (uid, entry) in self.recent.entries() {
             writes.entry(uid, entry);
         }
-        for (id, seen) in sealed.ids() {
+        for (id, seen) in self.recent.ids() {
             writes.id(&id, seen);
         }
-        self.write(writes, positions, true)
+        disk.write(writes, &positions, true).context("write to the store")?;
+        self.written = std::mem::take(&mut self.recent);
+        Ok(())
     }
 
     /// Drops everything that is not committed, sealed or not.
@@ -167,7 +197,8 @@ impl Store {
         self.sealed = Overlay::default();
     }
 
-    /// Writes to the disk, past the overlay: for what is committed already.
+    /// Writes to the disk, past all layers: for what is committed already, as
+    /// long as nothing was applied.
     /// `is_level` says that nothing more is committed than the store then holds.
     ///
     /// # Errors
@@ -177,13 +208,14 @@ impl Store {
         for key in self.stale.take() {
             writes.forget_idle(&key);
         }
+        disk.count(writes.entries());
         disk.write(writes, positions, is_level).context("write to the store")
     }
 
-    /// The positions of the last write; `None` where nothing was ever written.
+    /// The positions of what was applied last; `None` where nothing ever was.
     #[must_use]
     pub fn positions(&self) -> Option<Positions> {
-        self.disk.as_ref().and_then(Disk::positions)
+        self.recent_positions.or_else(|| self.disk.as_ref().and_then(Disk::positions))
     }
 
     /// An offset of the ids log before which the window has forgotten
@@ -193,13 +225,17 @@ impl Store {
         self.disk.as_ref().and_then(Disk::ids_forgotten_before)
     }
 
-    /// Starts a flush if so many records were written, or so much time has
+    /// Starts a flush if so many records were applied, or so much time has
     /// passed, since the last one. It does not wait for its end.
     ///
     /// # Errors
     /// Where the disk cannot be written.
     pub fn flush_if_due(&mut self, now: Instant) -> Result<()> {
-        self.disk.as_mut().map_or(Ok(()), |disk| disk.flush_if_due(now))
+        if !self.disk.as_ref().is_some_and(|disk| disk.is_flush_due(now)) {
+            return Ok(());
+        }
+        self.write_out()?;
+        self.disk.as_mut().map_or(Ok(()), |disk| disk.flush(false))
     }
 
     /// Drops what is not committed, flushes the rest and closes the store. A
@@ -207,7 +243,8 @@ impl Store {
     ///
     /// # Errors
     /// Where the disk cannot be written.
-    pub fn close(self) -> Result<()> {
+    pub fn close(mut self) -> Result<()> {
+        self.write_out()?;
         self.disk.map_or(Ok(()), Disk::close)
     }
 }

@@ -1,23 +1,28 @@
-//! Uncommitted state, in memory: the writes of one transaction, in their order.
+//! State in memory: the writes of one transaction, or of several, in their order.
 //!
-//! It knows neither the disk under it nor whether its transaction will commit.
+//! It knows neither the disk under it nor whether a transaction will commit.
 
 use std::collections::BTreeSet;
 
+use foldhash::fast::RandomState;
 use indexmap::IndexMap;
 
 use super::{EventHash, Seen};
 use crate::entry;
 
-/// The writes of one transaction.
+/// The writes of one transaction, or of several.
 #[derive(Debug, Default)]
 pub(super) struct Overlay {
     /// In the order of their first write, which is the changelog's.
-    entries: IndexMap<Vec<u8>, Option<Vec<u8>>>,
+    entries: IndexMap<Vec<u8>, Option<Vec<u8>>, RandomState>,
     /// When the entries above that hold no snapshot were last of use.
     idle: BTreeSet<(i64, Vec<u8>)>,
-    ids: IndexMap<EventHash, Seen>,
+    ids: IndexMap<EventHash, Seen, RandomState>,
+    entries_bytes: usize,
 }
+
+/// What an entry or an event id costs beside its own bytes, about.
+const SLOT_BYTES: usize = 96;
 
 impl Overlay {
     /// The outer `None`: not written here. The inner: a tombstone.
@@ -27,7 +32,10 @@ impl Overlay {
 
     pub(super) fn put_entry(&mut self, uid: &[u8], entry: Option<Vec<u8>>) {
         let idle_since_ms = entry.as_deref().and_then(entry::idle_since);
+        let bytes = |entry: &Option<Vec<u8>>| uid.len() + entry.as_ref().map_or(0, Vec::len);
+        self.entries_bytes += bytes(&entry);
         let previous = self.entries.insert(uid.to_vec(), entry);
+        self.entries_bytes -= previous.as_ref().map_or(0, bytes);
         if let Some(since_ms) = previous.flatten().as_deref().and_then(entry::idle_since) {
             self.idle.remove(&(since_ms, uid.to_vec()));
         }
@@ -54,6 +62,23 @@ impl Overlay {
 
     pub(super) fn idle_before(&self, before_ms: i64) -> impl Iterator<Item = &(i64, Vec<u8>)> {
         self.idle.range(..(before_ms, Vec::new()))
+    }
+
+    /// Adds later writes to these.
+    pub(super) fn absorb(&mut self, later: Overlay) {
+        if self.is_empty() {
+            *self = later;
+            return;
+        }
+        for (uid, entry) in later.entries {
+            self.put_entry(&uid, entry);
+        }
+        self.ids.extend(later.ids);
+    }
+
+    /// How much memory it takes, about.
+    pub(super) fn size_bytes(&self) -> usize {
+        self.entries_bytes + SLOT_BYTES * (self.entries.len() + self.ids.len())
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -24,7 +24,7 @@ const SECTIONS: [(&str, &[&str]); 12] = [
     ("policies", &["ordering", "native_specifics", "dedupe_window", "cloudevents"]),
     ("state", &["dir", "flush_records", "flush_interval"]),
     ("runtime", &["workers", "instance", "commit_interval"]),
-    ("limits", &["record_size_max", "batch_records_max", "batch_size_max", "memory_max"]),
+    ("limits", &["record_size_max", "batch_records_max", "batch_size_max", "memory_mb"]),
     ("kafka", &["brokers", "properties", "consumer", "producer"]),
 ];
 

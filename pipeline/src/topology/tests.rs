@@ -227,7 +227,7 @@ fn every_setting_is_read() {
          policies: {ordering: offset, native_specifics: drop, dedupe_window: 24h, cloudevents: true}\n\
          state: {dir: /s, flush_records: 10, flush_interval: 1m}\n\
          runtime: {workers: 2, instance: i, commit_interval: 2s}\n\
-         limits: {record_size_max: 1MiB, batch_records_max: 1, batch_size_max: 64KiB, memory_max: 1GiB}\n\
+         limits: {record_size_max: 1MiB, batch_records_max: 1, batch_size_max: 64KiB, memory_mb: 1024}\n\
          kafka:\n  brokers: PLAINTEXT://a:1, [::1]:2, c\n  properties: {client.id: 5}\n  \
          consumer: {group.protocol: consumer, fetch.message.max.bytes: 1000}\n  \
          producer: {queue.buffering.max.ms: 5, compression.type: '${NONE:-}', transaction.timeout.ms: 15000}\n",
@@ -434,13 +434,13 @@ fn mistakes_name_their_line_and_a_remedy() {
 #[test]
 fn all_mistakes_are_told_at_once_in_the_order_of_lines() {
     check(
-        "kafka:\n  producer:\n    acks: 1\ngroup: ''\nlimits:\n  memory_max: 1\nruntime:\n  workers: 0\n",
+        "kafka:\n  producer:\n    acks: 1\ngroup: ''\nlimits:\n  record_size_max: 1\nruntime:\n  workers: 0\n",
         &[
             "3: the property \"acks\" is the pipeline's to set: a commit is a promise only where all replicas \
              have the records; remove it",
             "4: \"group\" is empty; write 1 to 200 of the letters a-z A-Z, digits and . _ -, for topics begin with it",
-            "6: \"limits.memory_max\" is \"1\"; write a whole number and a unit (B, KiB, MiB, GiB), \
-             from 64MiB to 1024GiB",
+            "6: \"limits.record_size_max\" is \"1\"; write a whole number and a unit (B, KiB, MiB, GiB), \
+             from 1KiB to 64MiB",
             "8: \"runtime.workers\" is \"0\"; write cores, or a whole number from 1 to 1024, without quotes",
         ],
     );

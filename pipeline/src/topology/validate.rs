@@ -211,11 +211,11 @@ fn read_limits(section: &Section<'_>, mistakes: &mut Mistakes) -> Option<Limits>
     let record_bytes_max = section.size_bytes("record_size_max", 1 << 10..=64 * MIB, mistakes);
     let batch_records_max = section.number("batch_records_max", 1..=1_000_000, mistakes);
     let batch_bytes_max = section.size_bytes("batch_size_max", 64 << 10..=1024 * MIB, mistakes);
-    let memory_bytes = section.size_bytes("memory_max", 64 * MIB..=1024 * 1024 * MIB, mistakes);
+    let memory_mb = section.number("memory_mb", 64..=1024 * 1024, mistakes);
     Some(Limits {
         record_bytes_max: usize::try_from(record_bytes_max?).ok()?,
         batch_records_max: usize::try_from(batch_records_max?).ok()?,
         batch_bytes_max: usize::try_from(batch_bytes_max?).ok()?,
-        memory_mb: usize::try_from(memory_bytes? / MIB).ok()?,
+        memory_mb: usize::try_from(memory_mb?).ok()?,
     })
 }
