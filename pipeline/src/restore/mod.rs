@@ -307,7 +307,8 @@ impl Restore {
         let Course { store, committed, targets: ends } = course;
         let at = store.positions();
         let state = at.map(|at| at.input).filter(|input| *input != Positions::NO_INPUT);
-        if state.is_none() && (ends.changelog > 0) {
+        // An aborted transaction moves the logs' ends, and leaves nothing to read.
+        if state.is_none() && self.records > 0 {
             return Err(Trouble::Stop(anyhow!(
                 "restore partition {}: {} holds state, and {} does not say which input position it belongs to: it \
                  has lost its records. To begin without state, delete both topics and run `ticket-pipeline topics apply`",
