@@ -25,6 +25,7 @@ mod laws;
 // On the broker: what it takes,
 mod broker;
 mod pipeline;
+mod process;
 
 // and what holds there.
 mod bad_input;
@@ -33,3 +34,4 @@ mod restore;
 mod same_output;
 mod shutdown;
 mod start;
+mod topics;
