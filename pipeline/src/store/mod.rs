@@ -178,6 +178,14 @@ impl Store {
         disk.write(writes, positions).context("write to the store")
     }
 
+    /// At most `limit` entries on disk, by uid as bytes, from behind this uid, or from the first.
+    ///
+    /// # Errors
+    /// Where the disk cannot be read.
+    pub fn entries_after(&self, uid: Option<&[u8]>, limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        self.disk.as_ref().map_or(Ok(Vec::new()), |disk| disk.entries_after(uid, limit))
+    }
+
     /// The positions of the last write; `None` where nothing was ever written.
     #[must_use]
     pub fn positions(&self) -> Option<Positions> {
