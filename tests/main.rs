@@ -27,9 +27,10 @@ mod broker;
 mod pipeline;
 
 // and what holds there.
-mod same_output;
+mod audit;
 mod bad_input;
 mod crash;
 mod restore;
+mod same_output;
 mod shutdown;
 mod start;

@@ -157,7 +157,7 @@ impl Pipeline {
         command
     }
 
-    fn state(&self, instance: &str) -> PathBuf {
+    pub(crate) fn state(&self, instance: &str) -> PathBuf {
         self.folder.join(format!("state-{instance}"))
     }
 
@@ -201,12 +201,21 @@ impl Pipeline {
         self.start_with(instance, &[])
     }
 
+    /// Runs until everything is committed, and does this to a record on the way.
+    #[cfg(feature = "broken")]
+    pub(crate) fn start_broken(&self, what: &str) -> Process {
+        self.spawn(self.binary("a").env("BROKEN", what), "a", &["--until-caught-up"])
+    }
+
     pub(crate) fn start_with(&self, instance: &str, arguments: &[&str]) -> Process {
+        self.spawn(&mut self.binary(instance), instance, arguments)
+    }
+
+    fn spawn(&self, binary: &mut Command, instance: &str, arguments: &[&str]) -> Process {
         self.runs.set(self.runs.get() + 1);
         let log = self.folder.join(format!("run-{}-{instance}.log", self.runs.get()));
         let stderr = File::create(&log).expect("the folder of tests can be written to");
-        let child = self
-            .binary(instance)
+        let child = binary
             .arg("run")
             .args(arguments)
             .stdout(Stdio::null())

@@ -27,7 +27,7 @@ const RULES: &[Rule] = &[
     Rule {
         what: "rdkafka",
         signs: &["rdkafka::", "use rdkafka", "rdkafka_sys::"],
-        homes: &["topology", "clients", "restore", "transaction", "worker", "topics", "cli"],
+        homes: &["topology", "clients", "restore", "transaction", "worker", "topics", "audit", "cli"],
     },
     Rule { what: "rocksdb", signs: &["rocksdb::", "use rocksdb"], homes: &["store"] },
     Rule { what: "serde_json", signs: &["serde_json::", "use serde_json"], homes: &["lines", "cli"] },
@@ -39,22 +39,22 @@ const RULES: &[Rule] = &[
     Rule {
         what: "a clock",
         signs: &["SystemTime", "Instant", "Timestamp::now", "Zoned::now"],
-        homes: &["clients", "store", "restore", "transaction", "worker", "topics", "cli"],
+        homes: &["clients", "store", "restore", "transaction", "worker", "topics", "audit", "cli"],
     },
     Rule {
         what: "the environment",
         signs: &["env::var", "env::vars", "std::env"],
-        homes: &["topology", "cli"],
+        homes: &["topology", "broken", "cli"],
     },
     Rule {
         what: "the disk",
         signs: &["std::fs", "fs::File", "File::open", "File::create"],
-        homes: &["topology", "store", "worker", "cli"],
+        homes: &["topology", "store", "worker", "audit", "cli"],
     },
     Rule {
         what: "threads",
         signs: &["std::thread", "thread::spawn", "thread::sleep", "thread::Builder"],
-        homes: &["clients", "restore", "transaction", "worker", "topics", "cli"],
+        homes: &["clients", "restore", "transaction", "worker", "topics", "audit", "cli"],
     },
     Rule {
         what: "unsafe code",

@@ -77,7 +77,7 @@ fn of_records_out_of_order_the_fewest_are_named() {
 #[test]
 fn a_record_in_another_form_is_different_and_not_missing() {
     let mut found = all(b"abcd");
-    found[1].digest = [99; 16];
+    found[1].digest = [0xee; 16];
     assert_eq!(faults(&all(b"abcd"), &found), [(Fault::Different, Some(1), Some(1))]);
 }
 
@@ -104,11 +104,9 @@ fn between_input_partitions_no_order_is_promised_and_within_one_it_is() {
     for row in &mut both[2..] {
         row.input = 1;
     }
-    for found in [b"abcd", b"cdab", b"acbd", b"cadb"] {
+    for found in [b"abcd", b"cdab", b"acbd", b"cadb", b"acdb"] {
         assert_eq!(faults(&both, &all(found)), [], "{found:?}");
     }
-    let misplaced = faults(&both, &all(b"acdb"));
-    assert_eq!(misplaced, []);
     assert!(matches!(faults(&both, &all(b"dacb"))[..], [(Fault::OutOfOrder, ..)]));
 }
 
