@@ -28,6 +28,7 @@ mod pipeline;
 mod process;
 
 // and what holds there.
+mod audit;
 mod bad_input;
 mod crash;
 mod restore;

@@ -167,7 +167,7 @@ impl Pipeline {
         command
     }
 
-    fn state(&self, instance: &str) -> PathBuf {
+    pub(crate) fn state(&self, instance: &str) -> PathBuf {
         self.folder.join(format!("state-{instance}"))
     }
 
@@ -211,10 +211,20 @@ impl Pipeline {
         self.start_with(instance, &[])
     }
 
+    /// Runs until everything is committed, and does this to a record on the way.
+    #[cfg(feature = "broken")]
+    pub(crate) fn start_broken(&self, what: &str) -> Process {
+        self.spawn(self.binary("a").env("BROKEN", what), "a", &["--until-caught-up"])
+    }
+
     pub(crate) fn start_with(&self, instance: &str, arguments: &[&str]) -> Process {
+        self.spawn(&mut self.binary(instance), instance, arguments)
+    }
+
+    fn spawn(&self, binary: &mut Command, instance: &str, arguments: &[&str]) -> Process {
         self.runs.set(self.runs.get() + 1);
         let log = self.folder.join(format!("run-{}-{instance}.log", self.runs.get()));
-        Process::start(self.binary(instance).arg("run").args(arguments), log)
+        Process::start(binary.arg("run").args(arguments), log)
     }
 
     /// Runs until everything is committed; the run's log.

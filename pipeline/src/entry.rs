@@ -209,6 +209,12 @@ pub fn written_at(entry: &[u8]) -> Option<i64> {
     Some(Header::read(entry)?.0.written_at)
 }
 
+/// The raw offset that wrote this entry first; `None` where the bytes are no entry.
+#[must_use]
+pub fn first_offset(entry: &[u8]) -> Option<i64> {
+    Some(Header::read(entry)?.0.first_offset)
+}
+
 /// The known values: of each the rule's key, a tag, and what it takes.
 fn known_values(snapshot: &Snapshot<'_>, rules: &RuleSet) -> Vec<u8> {
     let mut out = Vec::with_capacity(256);

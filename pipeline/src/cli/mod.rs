@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod audit;
 mod config;
 mod derive;
 mod feed;
@@ -37,6 +38,8 @@ enum Command {
     Feed(feed::Arguments),
     /// Show derived events as they come, a line each.
     Watch(watch::Arguments),
+    /// Prove that nothing was lost, doubled or changed.
+    Audit(audit::Arguments),
 }
 
 /// Exit codes: 0 done, 1 it went wrong or a check found something, 2 a usage error.
@@ -50,6 +53,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Derive(arguments) => derive::run(topology, &arguments),
         Command::Feed(arguments) => feed::run(topology, &arguments),
         Command::Watch(arguments) => watch::run(topology, &arguments),
+        Command::Audit(arguments) => audit::run(topology, &arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("ticket-pipeline: {error:#}");
