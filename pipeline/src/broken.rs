@@ -28,7 +28,9 @@ pub fn spoil<E>(
             let mut value = record.value.unwrap_or_default().to_vec();
             // Still JSON: a space behind the value.
             value.push(b' ');
-            send(&OutgoingRecord { value: Some(&value), ..*record })
+            let mut altered = *record;
+            altered.value = Some(&value);
+            send(&altered)
         }
     }
 }

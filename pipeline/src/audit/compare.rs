@@ -102,7 +102,8 @@ pub(super) fn compare(
                 break;
             }
             agreed.push((other.digest, other.offset));
-            (expected.next(), found.next());
+            expected.next();
+            found.next();
         }
         *comparison.matched.entry(ticket.0).or_default() += agreed.len() as u64;
         let expected = rest(&mut expected, ticket)?;

@@ -35,7 +35,7 @@ impl Audit<'_> {
     fn recompute(&self, wanted: &BTreeSet<Source>) -> Result<BTreeMap<Source, Whole>> {
         let mut all = BTreeMap::new();
         for input in &self.cut.inputs {
-            let last = wanted.iter().filter(|(partition, ..)| *partition == input.partition).next_back();
+            let last = wanted.iter().rfind(|(partition, ..)| *partition == input.partition);
             let Some((_, last, _)) = last else { continue };
             self.progress.is_second_pass.store(true, Ordering::Relaxed);
             // Nothing is judged here, so that the changelog is not asked what can be proven.

@@ -138,6 +138,7 @@ impl Recomputation<'_> {
             }
             if is_cut {
                 is_past_cut = true;
+                task.store.write_out()?;
                 at_cut(&task, head.as_ref())?;
             }
             unapplied += 1;
@@ -161,6 +162,7 @@ impl Recomputation<'_> {
         })?;
         if !is_past_cut {
             apply(&mut task, applied + 1)?;
+            task.store.write_out()?;
             at_cut(&task, head.as_ref())?;
         }
         // The disk is given back at once; the next partition needs its own.

@@ -93,7 +93,7 @@ impl States<'_> {
         let mut changelog = Pages::new(Some(&self.changelog.store));
         let mut on_disk = Pages::new(store);
         let rule_set = RuleSet::of(&self.topology.rules);
-        let entries = Entries { topology: self.topology, rule_set, before_ms: task.forgotten_before_ms() };
+        let entries = Entries { rule_set, before_ms: task.forgotten_before_ms() };
         loop {
             let heads = [recomputed.uid()?, changelog.uid()?, on_disk.uid()?];
             let Some(uid) = heads.into_iter().flatten().min().map(<[u8]>::to_vec) else { break };
@@ -196,13 +196,12 @@ impl<'a> Pages<'a> {
 }
 
 /// How entries are read.
-struct Entries<'a> {
-    topology: &'a Topology,
+struct Entries {
     rule_set: RuleSet,
     before_ms: i64,
 }
 
-impl Entries<'_> {
+impl Entries {
     /// In what two entries differ, by what they mean now.
     fn difference(&self, one: &Option<Vec<u8>>, other: &Option<Vec<u8>>) -> Result<Option<String>> {
         if one == other {
