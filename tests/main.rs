@@ -1,3 +1,35 @@
-//! The guarantees, one module each, on a real broker.
+//! The guarantees, one module each. Those of the first group need no broker;
+//! the others share one real Kafka, which this binary starts and takes down.
 
+#![allow(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    reason = "in a test a panic is the report, and it names the line"
+)]
+
+// What tests are told with.
+mod datasets;
+mod lines;
+mod random;
+mod story;
+mod tasks;
+mod wait;
+
+// The architecture.
 mod tidy;
+
+// With no broker.
+mod expected;
+mod laws;
+
+// On the broker: what it takes,
+mod broker;
+mod pipeline;
+
+// and what holds there.
+mod bad_input;
+mod crash;
+mod restore;
+mod same_output;
+mod shutdown;
+mod start;

@@ -12,6 +12,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::Every;
 use crate::clients::{self, Logs};
+use crate::topics;
 use crate::topology::Topology;
 
 const LOOK: Duration = Duration::from_millis(200);
@@ -78,9 +79,7 @@ fn end_of_records(topology: &Topology, partition: i32) -> Result<Option<i64>> {
         // A client for each look, so that the end of a partition told to an earlier one is not taken for this one's.
         let client: BaseConsumer<Logs> =
             clients::log_reader(topology).create_with_context(Logs).context("create a client")?;
-        let (low, end) = client
-            .fetch_watermarks(topic, partition, QUERY_TIMEOUT)
-            .with_context(|| format!("ask where {topic} [{partition}] ends"))?;
+        let (low, end) = topics::bounds(&client, topic, partition)?;
         let from = low.max(end - tail);
         if from >= end {
             return Ok(None);

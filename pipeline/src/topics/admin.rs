@@ -12,7 +12,7 @@ use rdkafka::admin::{
     ResourceSpecifier, TopicReplication,
 };
 use rdkafka::client::DefaultClientContext;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::{Builder, Runtime};
@@ -198,7 +198,11 @@ impl Cluster {
 /// # Errors
 /// Where no broker leads the partition and answers. A topic that was made this
 /// moment has no leader yet, so that it is asked for until the time is over.
-pub fn bounds(reader: &BaseConsumer, topic: &str, partition: i32) -> Result<(i64, i64)> {
+pub fn bounds<C: ConsumerContext>(
+    reader: &BaseConsumer<C>,
+    topic: &str,
+    partition: i32,
+) -> Result<(i64, i64)> {
     let deadline = Instant::now() + ANSWER_TIMEOUT;
     loop {
         match reader.fetch_watermarks(topic, partition, ANSWER_TIMEOUT) {

@@ -1,0 +1,107 @@
+//! One real Kafka for the whole binary, on a free port, its data in a temporary
+//! folder; it is gone when the tests have ended, however they end.
+
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+/// Where the search for a free port begins.
+const PORTS: std::ops::Range<u32> = 29_600..29_700;
+
+static BROKER: LazyLock<Broker> = LazyLock::new(Broker::up);
+
+struct Broker {
+    address: String,
+    folder: PathBuf,
+    /// When this process ends, in whatever way, its end of the pipe closes.
+    watchdog: Mutex<ChildStdin>,
+}
+
+/// It reads the processes that are to end with this one, then takes all down.
+/// A number alone is no proof that a process is ours, its folder is.
+const WATCHDOG: &str = r#"
+pids=
+while read -r pid; do pids="$pids $pid"; done
+for pid in $pids; do
+    case $(ps -o args= -p "$pid" 2>/dev/null) in *"$FOLDER"*) kill -KILL "$pid" ;; esac
+done
+"$KAFKA" down --port "$PORT" --data "$FOLDER/kafka" --purge
+rm -rf "$FOLDER"
+"#;
+
+/// The address of the broker, which is started at the first call.
+///
+/// # Panics
+/// Where it cannot be started: a guarantee that was not looked at does not hold.
+pub(crate) fn address() -> &'static str {
+    &BROKER.address
+}
+
+/// A folder that is gone when the tests have ended.
+pub(crate) fn folder() -> &'static Path {
+    &BROKER.folder
+}
+
+/// Has a process ended with this one.
+pub(crate) fn ends_with_us(child: &Child) {
+    let mut watchdog = BROKER.watchdog.lock().unwrap_or_else(PoisonError::into_inner);
+    writeln!(watchdog, "{}", child.id()).expect("the watchdog reads until we end");
+}
+
+/// One of Kafka's own tools.
+pub(crate) fn tool(arguments: &[&str]) {
+    let output = Command::new(script())
+        .arg("tool")
+        .args(arguments)
+        .env("KAFKA_BROKERS", address())
+        .output()
+        .expect("scripts/kafka can be started");
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/kafka")
+}
+
+impl Broker {
+    fn up() -> Broker {
+        let kafka = script();
+        let folder =
+            tempfile::Builder::new().prefix("guarantees-").tempdir().expect("a folder can be made").keep();
+        let port = free_port().to_string();
+        let mut watchdog = Command::new("sh")
+            .args(["-c", WATCHDOG])
+            .env("FOLDER", &folder)
+            .env("KAFKA", &kafka)
+            .env("PORT", &port)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            // Ctrl-C ends the tests and not what cleans up behind them.
+            .process_group(0)
+            .spawn()
+            .expect("sh can be started");
+        let watchdog = watchdog.stdin.take().expect("its input is ours");
+        let up = Command::new(&kafka)
+            .args(["up", "--port", &port, "--data"])
+            .arg(folder.join("kafka"))
+            .env("KAFKA_HEAP_OPTS", "-Xms256m -Xmx1g")
+            .output()
+            .expect("scripts/kafka can be started");
+        assert!(up.status.success(), "scripts/kafka up: {}", String::from_utf8_lossy(&up.stderr));
+        Broker { address: format!("127.0.0.1:{port}"), folder, watchdog: Mutex::new(watchdog) }
+    }
+}
+
+/// Two runs at a time begin at different places.
+fn free_port() -> u32 {
+    let is_free = |port: &u32| TcpListener::bind(format!("127.0.0.1:{port}")).is_ok();
+    let length = PORTS.end - PORTS.start;
+    (0..length)
+        .map(|step| PORTS.start + (std::process::id() + step) % length)
+        .find(is_free)
+        .unwrap_or_else(|| panic!("none of the ports {PORTS:?} is free"))
+}

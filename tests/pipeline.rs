@@ -1,0 +1,546 @@
+//! A pipeline with topics of its own on the real broker, as a person runs it:
+//! its commands are child processes, its raw topic is written from outside, and
+//! what it emits is read as a consumer of committed records reads it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use ticket_pipeline::lines::RawLine;
+use ticket_pipeline::topology::Topology;
+
+use crate::broker;
+use crate::datasets::DataSet;
+use crate::lines::{Line, Sourced, assert_same_by_source, with_sources};
+use crate::tasks::{PARTITIONS, Tasks};
+use crate::wait;
+
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+const READ_POLL: Duration = Duration::from_secs(5);
+
+/// As long as the contract's name, so that no derived event changes its size.
+const RAW_TOPIC: &str = "ticket.raw";
+
+static PIPELINES: AtomicU32 = AtomicU32::new(0);
+
+/// How a pipeline is set up; what is not said is as shipped.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) workers: usize,
+    pub(crate) commit_interval: &'static str,
+    /// Few make many transactions, and more moments at which to die.
+    pub(crate) batch_records_max: usize,
+    /// Policies and rules.
+    pub(crate) contract: String,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings { workers: 2, commit_interval: "20ms", batch_records_max: 5_000, contract: String::new() }
+    }
+}
+
+impl Settings {
+    pub(crate) fn of(set: &DataSet) -> Settings {
+        Settings { contract: set.settings(), ..Settings::default() }
+    }
+}
+
+/// One group on one raw topic, with outputs that are nobody else's.
+pub(crate) struct Pipeline {
+    group: String,
+    raw_topic: String,
+    folder: PathBuf,
+    topology: Topology,
+    /// All that is in the raw topic.
+    fed: RefCell<Vec<RawLine>>,
+    runs: Cell<u32>,
+}
+
+impl Pipeline {
+    /// With its topics made.
+    pub(crate) fn new(name: &str, settings: &Settings) -> Pipeline {
+        let pipeline = Pipeline::without_topics(name, settings);
+        pipeline.apply_topics();
+        pipeline
+    }
+
+    pub(crate) fn without_topics(name: &str, settings: &Settings) -> Pipeline {
+        let number = PIPELINES.fetch_add(1, Ordering::Relaxed);
+        Pipeline::reading(&format!("raw-{number:06}"), name, number, settings)
+    }
+
+    /// Another group, with outputs of its own, on the raw topic of this one.
+    pub(crate) fn beside(&self, name: &str, settings: &Settings) -> Pipeline {
+        let number = PIPELINES.fetch_add(1, Ordering::Relaxed);
+        let beside = Pipeline::reading(&self.raw_topic, name, number, settings);
+        beside.apply_topics();
+        *beside.fed.borrow_mut() = self.fed.borrow().clone();
+        beside
+    }
+
+    fn reading(raw_topic: &str, name: &str, number: u32, settings: &Settings) -> Pipeline {
+        assert_eq!(raw_topic.len(), RAW_TOPIC.len(), "a longer name would make larger events");
+        let group = format!("{name}-{number}");
+        let folder = broker::folder().join(&group);
+        std::fs::create_dir_all(&folder).expect("the folder of tests can be written to");
+        let text = topology_text(&group, raw_topic, settings);
+        let file = folder.join("topology.yaml");
+        std::fs::write(&file, &text).expect("the folder of tests can be written to");
+        let topology = Topology::load(&file).unwrap_or_else(|mistakes| panic!("{mistakes}"));
+        Pipeline {
+            group,
+            raw_topic: raw_topic.to_owned(),
+            folder,
+            topology,
+            fed: RefCell::default(),
+            runs: Cell::new(0),
+        }
+    }
+
+    fn apply_topics(&self) {
+        let output = self.command(&["topics", "apply"]);
+        assert!(output.status.success(), "topics apply: {}", text(&output.stderr));
+    }
+
+    /// Sets one thing of a topic, behind the pipeline's back.
+    pub(crate) fn alter(&self, topic: &str, setting: &str, value: &str) {
+        let change = format!("{setting}={value}");
+        broker::tool(&[
+            "configs",
+            "--alter",
+            "--entity-type",
+            "topics",
+            "--entity-name",
+            topic,
+            "--add-config",
+            &change,
+        ]);
+    }
+
+    /// Gives a topic more partitions, behind the pipeline's back.
+    pub(crate) fn add_partitions(&self, topic: &str, partitions: i32) {
+        broker::tool(&["topics", "--alter", "--topic", topic, "--partitions", &partitions.to_string()]);
+    }
+
+    /// Puts settings in place of what the topology says elsewhere.
+    pub(crate) fn rewrite(&self, change: impl FnOnce(String) -> String) {
+        let file = self.topology_file();
+        let text = std::fs::read_to_string(&file).expect("the topology was written");
+        std::fs::write(&file, change(text)).expect("the folder of tests can be written to");
+    }
+
+    pub(crate) fn topology_file(&self) -> PathBuf {
+        self.folder.join("topology.yaml")
+    }
+
+    /// The topic's name on the broker.
+    pub(crate) fn topic(&self, name: &str) -> String {
+        if name == RAW_TOPIC { self.raw_topic.clone() } else { format!("{}.{name}", self.group) }
+    }
+
+    /// Runs a command to its end.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Output {
+        self.binary("a").args(arguments).output().expect("the program can be started")
+    }
+
+    fn binary(&self, instance: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ticket-pipeline"));
+        command
+            .arg("--topology")
+            .arg(self.topology_file())
+            .env("STATE_DIR", self.state(instance))
+            .env("INSTANCE_ID", instance)
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn state(&self, instance: &str) -> PathBuf {
+        self.folder.join(format!("state-{instance}"))
+    }
+
+    // --- In --------------------------------------------------------------
+
+    /// Feeds a data set as a person would.
+    pub(crate) fn feed(&self, set: &DataSet) {
+        let file = set.raw_file();
+        let output = self.command(&["feed", file.to_str().expect("the path is text")]);
+        assert!(output.status.success(), "feed {}: {}", set.name, text(&output.stderr));
+        self.fed.borrow_mut().extend(set.raw());
+    }
+
+    /// Appends records to the raw topic; their offsets are those that they get.
+    pub(crate) fn append(&self, raw: impl IntoIterator<Item = RawLine>) {
+        let producer: BaseProducer = client("enable.idempotence", "true").create().expect("a producer");
+        let mut fed = self.fed.borrow_mut();
+        for mut raw in raw {
+            raw.offset = fed.iter().filter(|fed| fed.partition == raw.partition).count() as i64;
+            let mut headers = OwnedHeaders::new();
+            for (name, value) in &raw.headers {
+                let key = std::str::from_utf8(name).expect("a header's name is text");
+                headers = headers.insert(Header { key, value: value.as_ref() });
+            }
+            let mut record = BaseRecord::<[u8], [u8]>::to(&self.raw_topic)
+                .partition(raw.partition)
+                .timestamp(raw.timestamp_ms)
+                .headers(headers);
+            record.key = raw.key.as_deref();
+            record.payload = raw.value.as_deref();
+            producer.send(record).map_err(|(error, _)| error).expect("the record can be produced");
+            fed.push(raw);
+        }
+        producer.flush(ANSWER_TIMEOUT).expect("the broker takes the records");
+    }
+
+    // --- Running ---------------------------------------------------------
+
+    /// Starts a process of the group; equal instances have one state directory.
+    pub(crate) fn start(&self, instance: &str) -> Process {
+        self.start_with(instance, &[])
+    }
+
+    pub(crate) fn start_with(&self, instance: &str, arguments: &[&str]) -> Process {
+        self.runs.set(self.runs.get() + 1);
+        let log = self.folder.join(format!("run-{}-{instance}.log", self.runs.get()));
+        let stderr = File::create(&log).expect("the folder of tests can be written to");
+        let child = self
+            .binary(instance)
+            .arg("run")
+            .args(arguments)
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .spawn()
+            .expect("the program can be started");
+        broker::ends_with_us(&child);
+        Process { child, log }
+    }
+
+    /// Runs until everything is committed; the run's log.
+    pub(crate) fn run_until_caught_up(&self) -> Log {
+        let ended = self.start_with("a", &["--until-caught-up"]).wait();
+        assert_eq!(ended.status.code(), Some(0), "{}", ended.log.0);
+        ended.log
+    }
+
+    /// The disk is gone: nothing of the state directory is left.
+    pub(crate) fn lose_disk(&self, instance: &str) {
+        std::fs::remove_dir_all(self.state(instance)).expect("there is a state directory to lose");
+    }
+
+    /// How many records of the raw topic are committed; transactions that are open do not count.
+    pub(crate) fn committed(&self) -> i64 {
+        self.committed_positions().values().sum()
+    }
+
+    fn committed_positions(&self) -> BTreeMap<i32, i64> {
+        let asker = self.asker();
+        let mut list = TopicPartitionList::new();
+        (0..PARTITIONS).for_each(|partition| drop(list.add_partition(&self.raw_topic, partition)));
+        let committed = asker.committed_offsets(list, ANSWER_TIMEOUT).expect("the broker answers");
+        let position = |offset| match offset {
+            Offset::Offset(position) => position,
+            _ => 0,
+        };
+        committed.elements().iter().map(|element| (element.partition(), position(element.offset()))).collect()
+    }
+
+    /// How many records are in the raw topic.
+    pub(crate) fn end(&self) -> i64 {
+        self.fed.borrow().len() as i64
+    }
+
+    pub(crate) fn wait_until_committed(&self, records: i64) {
+        wait::until(&format!("{}: {records} records are committed", self.group), || {
+            (self.committed() >= records).then_some(())
+        });
+    }
+
+    pub(crate) fn wait_until_caught_up(&self) {
+        self.wait_until_committed(self.end());
+    }
+
+    fn asker(&self) -> BaseConsumer {
+        client("group.id", &self.group)
+            .set("isolation.level", "read_uncommitted")
+            .create()
+            .expect("a consumer")
+    }
+
+    // --- Out -------------------------------------------------------------
+
+    /// All that was emitted, in the order of each partition, topics by the names of the contract.
+    ///
+    /// # Panics
+    /// Where a transaction was left open: what lies behind it cannot be read.
+    pub(crate) fn emitted(&self) -> Vec<Line> {
+        let reader: BaseConsumer = client("group.id", "nobody")
+            .set("isolation.level", "read_committed")
+            .set("enable.auto.commit", "false")
+            .set("enable.partition.eof", "true")
+            .set("fetch.queue.backoff.ms", "10")
+            .create()
+            .expect("a consumer");
+        let mut open = BTreeSet::new();
+        let mut list = TopicPartitionList::new();
+        for topic in self.topology.output_topics() {
+            for partition in 0..PARTITIONS {
+                list.add_partition_offset(topic, partition, Offset::Beginning).expect("an offset");
+                open.insert((topic.to_owned(), partition));
+            }
+        }
+        reader.assign(&list).expect("the topics can be read");
+        let mut emitted = Vec::new();
+        let mut partitions_ended = 0;
+        while partitions_ended < open.len() {
+            match reader.poll(READ_POLL) {
+                Some(Ok(record)) => emitted.push(self.line(&record)),
+                Some(Err(KafkaError::PartitionEOF(_))) => partitions_ended += 1,
+                Some(Err(error)) => panic!("read what was emitted: {error}"),
+                None => panic!("{} of {} partitions ended", partitions_ended, open.len()),
+            }
+        }
+        self.assert_nothing_is_open();
+        emitted
+    }
+
+    /// A reader of committed records is let up to the true end.
+    fn assert_nothing_is_open(&self) {
+        let stable: BaseConsumer = client("isolation.level", "read_committed").create().expect("a consumer");
+        let true_end = self.asker();
+        let dead_letters = self.topic("ticket.dlq");
+        for topic in [&dead_letters, &self.topology.changelog_topic, &self.topology.ids_topic] {
+            for partition in 0..PARTITIONS {
+                let ends = [&stable, &true_end].map(|client| {
+                    client.fetch_watermarks(topic, partition, ANSWER_TIMEOUT).expect("the broker answers").1
+                });
+                assert_eq!(ends[0], ends[1], "{topic} [{partition}] is held back by an open transaction");
+            }
+        }
+    }
+
+    fn line(&self, record: &impl Message) -> Line {
+        let headers = record.headers().map_or_else(Vec::new, |headers| {
+            headers.iter().map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect()
+        });
+        let prefix = format!("{}.", self.group);
+        let topic = record.topic().strip_prefix(&prefix).expect("our topics begin with the group's name");
+        let line = Line {
+            topic: topic.to_owned(),
+            partition: record.partition(),
+            key: record.key().map(<[u8]>::to_vec),
+            value: record.payload().map(|value| with_contract_name(value, &self.raw_topic)),
+            headers,
+            timestamp_ms: record.timestamp().to_millis().expect("output records have timestamps"),
+            origin: None,
+        };
+        let mut line = line.with_free_message();
+        for (name, value) in &mut line.headers {
+            if name == "__streams.errors.topic" && value.as_deref() == Some(self.raw_topic.as_bytes()) {
+                *value = Some(RAW_TOPIC.into());
+            }
+        }
+        line
+    }
+
+    /// What the tasks make of records: the tasks are held against the expected files elsewhere.
+    fn expected_of(&self, raw: &[RawLine]) -> Vec<Sourced> {
+        let topology = Arc::new(self.topology.clone());
+        let prefix = format!("{}.", self.group);
+        let emitted = Tasks::in_memory(&topology).process_by_source(raw);
+        let by_contract = emitted.into_iter().map(|(source, mut line)| {
+            line.topic = line.topic.trim_start_matches(&prefix).to_owned();
+            line.value = line.value.map(|value| with_contract_name(&value, &self.raw_topic));
+            for (name, value) in &mut line.headers {
+                if name == "__streams.errors.topic" {
+                    *value = Some(RAW_TOPIC.into());
+                }
+            }
+            (source, line.without_origin())
+        });
+        by_contract.collect()
+    }
+
+    /// Nothing lost, nothing doubled, every byte as it must be: for all that was fed.
+    pub(crate) fn assert_emitted_as_expected(&self) {
+        assert_same_by_source(&self.group, &self.expected_of(&self.fed.borrow()), &self.emitted());
+    }
+
+    /// The same for what is committed so far, and nothing beyond it.
+    pub(crate) fn assert_emitted_as_far_as_committed(&self) {
+        let positions = self.committed_positions();
+        let fed = self.fed.borrow();
+        let read: Vec<RawLine> =
+            fed.iter().filter(|raw| raw.offset < positions[&raw.partition]).cloned().collect();
+        assert_same_by_source(&self.group, &self.expected_of(&read), &self.emitted());
+    }
+
+    /// As the data set's expected file says.
+    pub(crate) fn assert_emitted(&self, set: &DataSet) {
+        let expected = set.expected().into_iter().map(Line::without_origin).collect();
+        let expected = with_sources(expected, self.expected_of(&set.raw()));
+        assert_same_by_source(&format!("{} of {}", self.group, set.name), &expected, &self.emitted());
+    }
+
+    /// The changes of a ticket, as `field: from -> to` by identity.
+    pub(crate) fn changes(&self, uid: &str) -> Vec<String> {
+        let emitted = self.emitted();
+        let of_ticket = emitted.iter().filter(|line| line.key.as_deref() == Some(uid.as_bytes()));
+        let changes = of_ticket.map(Line::json).filter(|event| event["metadata"]["origin"] == "derived");
+        changes
+            .map(|event| {
+                let change = &event["payload"]["change"];
+                let id = |side: &serde_json::Value| side["id"].as_str().unwrap_or("null").to_owned();
+                format!(
+                    "{}: {} -> {}",
+                    change["field"].as_str().unwrap_or("?"),
+                    id(&change["from"]),
+                    id(&change["to"])
+                )
+            })
+            .collect()
+    }
+}
+
+/// A process that runs the pipeline; it is killed where it is still there at the end.
+pub(crate) struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+/// A process that has ended.
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
+    pub(crate) log: Log,
+}
+
+impl Process {
+    pub(crate) fn log(&self) -> Log {
+        Log::read(&self.log)
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("the process is ours").is_none()
+    }
+
+    /// kill -9, of a process that lives.
+    pub(crate) fn kill(mut self) {
+        use std::os::unix::process::ExitStatusExt as _;
+        self.child.kill().expect("the process can be killed");
+        let status = self.child.wait().expect("the process is ours");
+        assert_eq!(status.signal(), Some(9), "it had ended before: {status}\n{}", self.log().0);
+    }
+
+    /// Asks for a clean end (`TERM`, `INT`) and waits for it.
+    pub(crate) fn end(self, signal: &str) -> Ended {
+        let sent = Command::new("kill").arg(format!("-{signal}")).arg(self.child.id().to_string()).status();
+        assert!(sent.expect("kill can be started").success(), "it had ended before:\n{}", self.log().0);
+        self.wait()
+    }
+
+    pub(crate) fn end_well(self) -> Log {
+        let ended = self.end("TERM");
+        assert_eq!(ended.status.code(), Some(0), "{}", ended.log.0);
+        ended.log
+    }
+
+    pub(crate) fn wait(mut self) -> Ended {
+        let log = self.log.clone();
+        let status = wait::until(&format!("the end of the run that writes {}", log.display()), || {
+            self.child.try_wait().expect("the process is ours")
+        });
+        Ended { status, log: Log::read(&log) }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Where it has ended already there is nothing to kill.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// What a run has logged.
+pub(crate) struct Log(pub(crate) String);
+
+impl Log {
+    fn read(path: &Path) -> Log {
+        Log(std::fs::read_to_string(path).unwrap_or_else(|error| panic!("read {}: {error}", path.display())))
+    }
+
+    /// The lines with that text, before their fields.
+    pub(crate) fn lines(&self, text: &str) -> Vec<&str> {
+        self.0.lines().filter(|line| line.contains(&format!(": {text}"))).collect()
+    }
+
+    /// A field of each of those lines.
+    pub(crate) fn numbers(&self, text: &str, field: &str) -> Vec<i64> {
+        self.lines(text)
+            .iter()
+            .map(|line| {
+                line.split_once(&format!(" {field}="))
+                    .and_then(|(_, rest)| rest.split_whitespace().next()?.parse().ok())
+                    .unwrap_or_else(|| panic!("no number {field} in: {line}"))
+            })
+            .collect()
+    }
+
+    /// A count of the last progress line, which tells of the whole run.
+    pub(crate) fn total(&self, field: &str) -> i64 {
+        *self.numbers("progress", field).last().unwrap_or_else(|| panic!("no progress in:\n{}", self.0))
+    }
+}
+
+fn topology_text(group: &str, raw_topic: &str, settings: &Settings) -> String {
+    let of_contract = Topology::parse("topology.yaml", &settings.contract, &|_| None)
+        .unwrap_or_else(|mistakes| panic!("{mistakes}"));
+    let Settings { workers, commit_interval, batch_records_max, contract } = settings;
+    let mut text = format!(
+        "group: {group}\nsource:\n  topic: {raw_topic}\n  partitions: {PARTITIONS}\nkafka:\n  brokers: {}\n\
+         runtime:\n  workers: {workers}\n  commit_interval: {commit_interval}\n\
+         limits:\n  batch_records_max: {batch_records_max}\n  memory_max: 128MiB\n{contract}\noutputs:\n  late: {group}.ticket.late\n  \
+         dead_letter: {group}.ticket.dlq\n  events:\n",
+        broker::address()
+    );
+    // The alias has no topic of its own to name.
+    let mut named = BTreeSet::new();
+    for event_type in of_contract.event_types.iter().filter(|event_type| named.insert(&event_type.topic)) {
+        text += &format!("    {}: {group}.{}\n", event_type.name, event_type.topic);
+    }
+    text
+}
+
+/// A derived event names the raw topic; the expected files do by the contract's name.
+fn with_contract_name(value: &[u8], raw_topic: &str) -> Vec<u8> {
+    let named = format!("\"topic\":\"{raw_topic}\",\"partition\":");
+    let at = value.windows(named.len()).rposition(|window| window == named.as_bytes());
+    let mut value = value.to_vec();
+    if let Some(at) = at {
+        let by_contract = format!("\"topic\":\"{RAW_TOPIC}\",\"partition\":");
+        value.splice(at..at + named.len(), by_contract.into_bytes());
+    }
+    value
+}
+
+fn client(name: &str, value: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    // librdkafka hands out no record without a group's name, though it is never joined.
+    config.set("bootstrap.servers", broker::address()).set("group.id", "nobody");
+    config.set(name, value);
+    config
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

@@ -1,0 +1,48 @@
+//! A clean end: the last transaction commits, the stores close, and the next
+//! start has nothing to restore.
+
+use crate::datasets::HISTORIES;
+use crate::pipeline::{Pipeline, Settings};
+
+fn a_clean_end(signal: &str) {
+    let settings = Settings { batch_records_max: 12, commit_interval: "5ms", ..Settings::default() };
+    let pipeline = Pipeline::new("ended", &settings);
+    pipeline.feed(&HISTORIES);
+    let process = pipeline.start("a");
+    pipeline.wait_until_committed(pipeline.end() / 8);
+    let ended = process.end(signal);
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.log.0);
+    let committed = pipeline.committed();
+    assert!(committed < pipeline.end(), "it came too late to interrupt anything");
+    // Its own count is that of committed records.
+    assert_eq!(ended.log.total("records"), committed);
+    pipeline.assert_emitted_as_far_as_committed();
+
+    let log = pipeline.run_until_caught_up();
+    assert_eq!(log.lines("restoring").len(), 0, "{}", log.0);
+    assert_eq!(log.numbers("restored", "records"), [0, 0, 0, 0]);
+    pipeline.assert_emitted(&HISTORIES);
+}
+
+#[test]
+fn sigterm_commits_and_closes() {
+    a_clean_end("TERM");
+}
+
+#[test]
+fn sigint_commits_and_closes() {
+    a_clean_end("INT");
+}
+
+#[test]
+fn what_was_read_is_committed_however_long_the_interval() {
+    let pipeline = Pipeline::new("long-interval", &Settings { commit_interval: "5s", ..Settings::default() });
+    pipeline.feed(&HISTORIES);
+    let process = pipeline.start("a");
+    crate::wait::until("all tasks run", || (process.log().lines("restored").len() == 4).then_some(()));
+    let log = process.end_well();
+    assert_eq!(log.total("records"), pipeline.committed());
+    pipeline.assert_emitted_as_far_as_committed();
+    pipeline.run_until_caught_up();
+    pipeline.assert_emitted(&HISTORIES);
+}

@@ -1,0 +1,68 @@
+//! Raw records that read like what happens to a ticket.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use serde_json::{Value, json};
+use ticket_pipeline::lines::RawLine;
+use ticket_pipeline::partition;
+
+use crate::tasks::PARTITIONS;
+
+/// 2026-01-05T00:00:00Z.
+const BEGIN_MS: i64 = 1_767_571_200_000;
+
+static SECONDS: AtomicI64 = AtomicI64::new(0);
+
+/// A ticket is opened: a baseline, from which nothing is derived.
+pub(crate) fn opened(uid: &str) -> RawLine {
+    event(&format!("{uid} opened"), "ticket:created", uid, "open")
+}
+
+/// A ticket's status is now this one, with no word of what it was.
+pub(crate) fn moved(uid: &str, status: &str) -> RawLine {
+    event(&format!("{uid} moved to {status}"), "ticket:updated", uid, status)
+}
+
+/// The same event once more, as a platform that is not sure sends it.
+pub(crate) fn again(raw: &RawLine) -> RawLine {
+    raw.clone()
+}
+
+/// A record of this value where the ticket's records are.
+pub(crate) fn record(uid: &str, value: &[u8]) -> RawLine {
+    let timestamp_ms = BEGIN_MS + 1_000 * SECONDS.fetch_add(1, Ordering::Relaxed);
+    RawLine {
+        partition: partition::of(uid.as_bytes(), PARTITIONS),
+        offset: 0,
+        timestamp_ms,
+        key: Some(uid.into()),
+        value: Some(value.into()),
+        headers: vec![(b"x-request-id".to_vec(), Some(b"17".to_vec()))],
+    }
+}
+
+/// The envelope of a ticket event.
+pub(crate) fn envelope(event_id: &str, event_type: &str, time_ms: i64, ticket: Value) -> Value {
+    json!({
+        "eventId": event_id, "eventType": event_type, "timestamp": time_ms, "orgId": "org-1",
+        "payload": {"ticket": ticket},
+    })
+}
+
+fn event(event_id: &str, event_type: &str, uid: &str, status: &str) -> RawLine {
+    let mut record = record(uid, b"");
+    let ticket = json!({"id": uid, "status": {"id": status}});
+    record.value = Some(envelope(event_id, event_type, record.timestamp_ms, ticket).to_string().into_bytes());
+    record
+}
+
+/// Tickets for each partition: those of this name with a number behind it.
+pub(crate) fn in_every_partition(name: &str) -> Vec<String> {
+    let in_partition = |wanted: i32| {
+        (0..)
+            .map(|number| format!("{name}-{number}"))
+            .find(|uid| partition::of(uid.as_bytes(), PARTITIONS) == wanted)
+            .expect("numbers do not end")
+    };
+    (0..PARTITIONS).map(in_partition).collect()
+}
