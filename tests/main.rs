@@ -21,6 +21,7 @@ mod tidy;
 // With no broker.
 mod expected;
 mod laws;
+mod rebuild;
 
 // On the broker: what it takes,
 mod broker;

@@ -87,6 +87,7 @@ impl Tasks {
                 ids: *position,
                 input: *position,
                 stream_time_ms: task.stream_time_ms(),
+                rebuilding: None,
             };
             task.store.apply(&positions).expect("the store can be written");
         }

@@ -31,6 +31,7 @@ const RULES: &[Rule] = &[
             "topology/kafka",
             "clients",
             "restore",
+            "rebuild",
             "transaction",
             "worker",
             "pipeline",
@@ -48,7 +49,17 @@ const RULES: &[Rule] = &[
     Rule {
         what: "a clock",
         signs: &["SystemTime", "Instant", "Timestamp::now", "Zoned::now"],
-        homes: &["clients", "store", "restore", "transaction", "worker", "pipeline", "topics", "cli"],
+        homes: &[
+            "clients",
+            "store",
+            "restore",
+            "rebuild",
+            "transaction",
+            "worker",
+            "pipeline",
+            "topics",
+            "cli",
+        ],
     },
     Rule {
         what: "the environment",

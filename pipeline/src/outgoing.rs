@@ -65,8 +65,9 @@ pub struct Derived<'a> {
 #[must_use]
 pub fn derived_id(envelope: &Envelope<'_>, event_name: &str, subject: &str) -> String {
     let org_id = envelope.org_id.and_then(content).unwrap_or(Cow::Borrowed(""));
-    let name = format!("{org_id}|{}|{event_name}|{subject}", envelope.event_id);
-    Uuid::new_v5(&NAMESPACE, name.as_bytes()).hyphenated().to_string()
+    let name = [&*org_id, &envelope.event_id, event_name, subject].join("|");
+    let mut text = Uuid::encode_buffer();
+    Uuid::new_v5(&NAMESPACE, name.as_bytes()).hyphenated().encode_lower(&mut text).to_owned()
 }
 
 /// Writes a derived event's value.

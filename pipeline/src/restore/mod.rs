@@ -16,9 +16,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 
-use crate::clients::{self, TRANSACTION_TIMEOUT_MS};
+use crate::clients;
 use crate::commit_record::Ends;
 use crate::store::{Positions, Reset, StateDirectory, Store, Writes};
+use crate::topology::TRANSACTION_TIMEOUT_MS;
 use crate::topology::Topology;
 use crate::transaction::Trouble;
 use plan::{Plan, Start};
@@ -325,7 +326,8 @@ impl Restore {
         let Course { store, committed, targets: ends } = course;
         let at = store.positions();
         let state = at.map(|at| at.input).filter(|input| *input != Positions::NO_INPUT);
-        if state.is_none() && ends.changelog > 0 {
+        // An aborted transaction moves the logs' ends, and leaves nothing to read.
+        if state.is_none() && self.records > 0 {
             return Err(Trouble::Stop(anyhow!(
                 "restore partition {}: {} holds state, and {} does not say which input position it belongs to: it \
                  has lost its records. To begin without state, delete both topics and run `ticket-pipeline topics apply`",
