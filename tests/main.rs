@@ -30,6 +30,7 @@ mod pipeline;
 // and what holds there.
 mod bad_input;
 mod crash;
+mod replay;
 mod restore;
 mod same_output;
 mod shutdown;

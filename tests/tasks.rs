@@ -10,7 +10,7 @@ use ticket_pipeline::store::{Positions, StateDirectory, Store, StoreSettings};
 use ticket_pipeline::task::{Outcome, Task};
 use ticket_pipeline::topology::Topology;
 
-use crate::lines::{Line, Sourced};
+use crate::lines::Line;
 
 pub(crate) const PARTITIONS: i32 = 4;
 
@@ -69,11 +69,6 @@ impl Tasks {
     /// All records in: all that is emitted.
     pub(crate) fn process_all(&mut self, raw: &[RawLine]) -> Vec<Line> {
         raw.iter().flat_map(|raw| self.process(raw).1).collect()
-    }
-
-    /// The same, with the raw partition of each record's source.
-    pub(crate) fn process_by_source(&mut self, raw: &[RawLine]) -> Vec<Sourced> {
-        raw.iter().flat_map(|raw| self.process(raw).1.into_iter().map(|line| (raw.partition, line))).collect()
     }
 
     /// As after a commit: the window forgets, and the stores follow.
