@@ -26,6 +26,7 @@
 //!  commit_record what the ids log and the committed offsets' metadata say
 //!  restore     bring a store to where the log says it should be
 //!  transaction begin, send, commit, abort; what an error asks of the worker
+//!  rebuild     make the state what it was, for a replay
 //!  crash       steps at which a test lets the process die
 //!  broken      what a build that is broken on purpose does to a record
 //!  worker      the loop: poll, process, commit, apply; rebalance, shutdown
@@ -83,6 +84,8 @@ pub mod commit_record;
 pub mod restore;
 
 pub mod transaction;
+
+pub mod rebuild;
 
 pub mod crash;
 

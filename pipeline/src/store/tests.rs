@@ -19,7 +19,7 @@ fn directory(path: &Path, group: &str) -> Result<StateDirectory> {
 }
 
 fn positions(end: i64, stream_time_ms: i64) -> Positions {
-    Positions { changelog: end, ids: end, input: end, stream_time_ms }
+    Positions { changelog: end, ids: end, input: end, stream_time_ms, rebuilding: None }
 }
 
 fn commit(store: &mut Store, positions: &Positions) {

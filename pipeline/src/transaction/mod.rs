@@ -62,6 +62,9 @@ pub struct Moved {
     pub position: i64,
     /// The ends of changelog and ids log before this transaction.
     pub ends: Ends,
+    /// The state does not belong to that position yet. What is committed then
+    /// names no ends: it is as the reset left it, and fences all the same.
+    pub is_rebuilding: bool,
 }
 
 /// What a commit brought.
@@ -280,7 +283,9 @@ impl Transaction<'_> {
             offset
                 .set_offset(Offset::Offset(moved.position))
                 .map_err(|error| anyhow!(error).context("set a position to commit"))?;
-            offset.set_metadata(ends.to_metadata());
+            if !moved.is_rebuilding {
+                offset.set_metadata(ends.to_metadata());
+            }
         }
         // While the group is active the broker takes offsets of a member that
         // never joined it for those of an outsider, and does not fence them.
