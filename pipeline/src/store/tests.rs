@@ -182,6 +182,9 @@ fn forgotten_ids_leave_the_disk_when_it_is_rewritten() {
 }
 
 proptest! {
+    // Each case opens a real store, some of them again and again.
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
     /// Whatever is written, and wherever transactions, writes and runs end, all layers read as one map.
     #[test]
     fn reads_agree_with_a_map(steps in prop::collection::vec((0u8..6, prop::option::of(any::<u8>()), 0u8..4), 0..60)) {
