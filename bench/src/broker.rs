@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 use ticket_pipeline::clients;
 use ticket_pipeline::topology::Topology;
@@ -62,7 +63,7 @@ impl Topics {
         Ok(Topics { admin: clients::admin(&topology.kafka)?, runtime })
     }
 
-    pub(crate) fn create(&self, names: &[String], partitions: i32) -> Result<()> {
+    pub(crate) fn create_missing(&self, names: &[String], partitions: i32) -> Result<()> {
         let topics: Vec<NewTopic<'_>> = names
             .iter()
             .map(|name| {
@@ -73,7 +74,10 @@ impl Topics {
             .collect();
         let done = self.runtime.block_on(self.admin.create_topics(&topics, &AdminOptions::new()));
         for outcome in done.context("create topics")? {
-            outcome.map_err(|(topic, code)| anyhow::anyhow!("create topic {topic}: {code}"))?;
+            match outcome {
+                Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Err((topic, code)) => bail!("create topic {topic}: {code}"),
+            }
         }
         Ok(())
     }
@@ -173,7 +177,7 @@ pub(crate) fn read_all(
     while left > 0 {
         match reader.poll(Duration::from_millis(500)) {
             Some(Ok(record)) => seen(&record)?,
-            Some(Err(rdkafka::error::KafkaError::PartitionEOF(_))) => left -= 1,
+            Some(Err(KafkaError::PartitionEOF(_))) => left -= 1,
             Some(Err(error)) => bail!("read the outputs: {error}"),
             None => {
                 ensure!(heard.elapsed() < Duration::from_secs(60), "{left} partitions do not end");

@@ -1,7 +1,7 @@
 //! The pipeline and the limit, as things to be started, watched, and asked for
 //! what they have written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,7 +11,7 @@ use rdkafka::message::Message;
 use ticket_pipeline::topology::Topology;
 
 use crate::broker::{self, Broker, Topics, Watch};
-use crate::histories::{self, Means, UID_BYTES};
+use crate::histories::{self, Histories, Means, UID_BYTES};
 use crate::process::Process;
 use crate::stream::Expectation;
 
@@ -72,7 +72,7 @@ pub(crate) struct Audit {
 }
 
 impl Contestant {
-    /// With fresh topics and no state; `name` is used once.
+    /// With fresh topics and no state; `name` is used once. The raw topic is made where there is none.
     pub(crate) fn prepare(kind: Kind, name: &str, source: &str, settings: &Settings) -> Result<Contestant> {
         let text = topology_text(name, source, settings);
         let path = settings.folder.join(format!("{name}.yaml"));
@@ -80,6 +80,8 @@ impl Contestant {
         let topology = Topology::load(&path)?;
         let contestant =
             Contestant { kind, topology, name: name.to_owned(), settings: settings.clone(), process: None };
+        let topics = Topics::connect(&contestant.topology)?;
+        topics.create_missing(&[source.to_owned()], settings.partitions)?;
         match kind {
             Kind::Pipeline => {
                 let output = contestant.command().args(["topics", "apply"]).output()?;
@@ -90,9 +92,7 @@ impl Contestant {
                     String::from_utf8_lossy(&output.stderr)
                 );
             }
-            Kind::Limit => {
-                Topics::connect(&contestant.topology)?.create(&contestant.topics(), settings.partitions)?;
-            }
+            Kind::Limit => topics.create_missing(&contestant.topics(), settings.partitions)?,
         }
         Ok(contestant)
     }
@@ -135,10 +135,13 @@ impl Contestant {
     }
 
     /// The topics that forwarded records go to.
-    pub(crate) fn forwarded_topics(&self, expectation: &Expectation) -> Vec<String> {
+    pub(crate) fn forwarded_topics(&self, histories: &Histories) -> BTreeSet<String> {
         match self.kind {
-            Kind::Limit => vec![format!("{}.forwarded", self.name)],
-            Kind::Pipeline => expectation.by_topic.keys().map(|topic| format!("{}.{topic}", self.name)).collect(),
+            Kind::Limit => [format!("{}.forwarded", self.name)].into(),
+            Kind::Pipeline => {
+                let events = histories.all.iter().flatten();
+                events.map(|event| format!("{}.{}", self.name, event.forwarded_to)).collect()
+            }
         }
     }
 

@@ -11,10 +11,12 @@ mod broker;
 mod contestant;
 mod core;
 mod histories;
+mod latency;
 mod limit;
 mod load;
 mod process;
 mod report;
+mod restart;
 mod stream;
 mod throughput;
 
@@ -37,6 +39,10 @@ struct Arguments {
 enum Command {
     /// A backlog, worked off by the pipeline and by the limit in turn.
     Throughput(Throughput),
+    /// From when an event is due to a reader's hands, by the pipeline and by the limit in turn.
+    Latency(Latency),
+    /// SIGKILL under load: how long to the first new commit, and until caught up.
+    Restart(Restart),
     /// The bare copy that the pipeline is measured against.
     Limit(limit::Limit),
     /// The pure core over real stores, without Kafka: what a profiler runs.
@@ -90,6 +96,36 @@ struct Throughput {
 }
 
 #[derive(Debug, Args)]
+#[command(args_override_self = true)]
+struct Latency {
+    #[command(flatten)]
+    setting: Setting,
+    /// Events a second.
+    #[arg(long, value_delimiter = ',', default_value = "1000,5000,10000,20000")]
+    rates: Vec<u32>,
+    /// How long each is measured.
+    #[arg(long, default_value_t = 15)]
+    seconds: u64,
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+}
+
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
+struct Restart {
+    #[command(flatten)]
+    setting: Setting,
+    #[arg(long, default_value_t = 10_000)]
+    tickets: u64,
+    /// Events a second meanwhile.
+    #[arg(long, default_value_t = 2_000)]
+    rate: u32,
+    /// Kills with the disk kept, and as many with it gone.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+}
+
+#[derive(Debug, Args)]
 struct Core {
     #[arg(long, default_value_t = 100_000)]
     events: u64,
@@ -112,6 +148,18 @@ fn main() -> Result<()> {
             core::run(Topology::shipped(), &histories, shape, core.events, core.batch, &core.state)
         }
         Command::Throughput(throughput) => run_throughput(throughput, &read()?),
+        Command::Latency(latency) => {
+            let (histories, setting) = (read()?, &latency.setting);
+            let settings = setting.settings(&histories)?;
+            let result = latency::run(&settings, &histories, &latency.rates, latency.seconds, latency.rounds)?;
+            setting.write_json(&result)
+        }
+        Command::Restart(restart) => {
+            let (histories, setting) = (read()?, &restart.setting);
+            let settings = setting.settings(&histories)?;
+            let result = restart::run(&settings, &histories, restart.tickets, restart.rate, restart.rounds)?;
+            setting.write_json(&result)
+        }
     }
 }
 
@@ -122,7 +170,7 @@ fn run_throughput(arguments: &Throughput, histories: &Histories) -> Result<()> {
     let source = format!("bench-{}-raw", std::process::id());
     let topology = source_topology(&source, &settings)?;
     let topics = Topics::connect(&topology)?;
-    topics.create(std::slice::from_ref(&source), settings.partitions)?;
+    topics.create_missing(std::slice::from_ref(&source), settings.partitions)?;
     let mut stream = Stream::new(histories, shape);
     load::backlog(&topology, &mut stream, events)?;
     let means = settings.means;

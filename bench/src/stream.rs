@@ -43,6 +43,17 @@ pub(crate) struct Expectation {
 }
 
 impl Expectation {
+    /// What comes after this, of the same tickets.
+    pub(crate) fn add(&mut self, next: Expectation) {
+        self.events += next.events;
+        for (topic, count) in next.by_topic {
+            *self.by_topic.entry(topic).or_default() += count;
+        }
+        for (uid, derived) in next.sample {
+            self.sample.entry(uid).or_default().extend(derived);
+        }
+    }
+
     pub(crate) fn derived(&self) -> u64 {
         self.by_topic.values().sum::<u64>() - self.events
     }
