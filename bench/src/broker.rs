@@ -37,7 +37,10 @@ impl Broker {
         for folder in std::fs::read_dir(&self.logs)? {
             let folder = folder?;
             let name = folder.file_name().to_string_lossy().into_owned();
-            if name.rsplit_once('-').is_none_or(|(of, partition)| of != topic || partition.parse::<i32>().is_err()) {
+            if name
+                .rsplit_once('-')
+                .is_none_or(|(of, partition)| of != topic || partition.parse::<i32>().is_err())
+            {
                 continue;
             }
             for file in std::fs::read_dir(folder.path())? {

@@ -186,7 +186,8 @@ impl Contestant {
                 }
             }
             let key = record.key().unwrap_or_default();
-            let sampled = <&[u8; UID_BYTES]>::try_from(key).is_ok_and(|uid| expectation.sample.contains_key(uid));
+            let sampled =
+                <&[u8; UID_BYTES]>::try_from(key).is_ok_and(|uid| expectation.sample.contains_key(uid));
             if sampled
                 && self.kind == Kind::Pipeline
                 && let Some(change) = histories::change(value)
@@ -212,7 +213,9 @@ impl Contestant {
     pub(crate) fn remove(self) -> Result<()> {
         Topics::connect(&self.topology)?.delete(&self.topics())?;
         match std::fs::remove_dir_all(self.state()) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context("remove the state"),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).context("remove the state")
+            }
             _ => Ok(()),
         }
     }
@@ -220,9 +223,14 @@ impl Contestant {
     fn check_limit(&self, counts: &BTreeMap<String, u64>, expectation: &Expectation) -> Result<()> {
         let derived = (expectation.events as f64 * self.settings.means.derived_per_event) as u64;
         let events = expectation.events;
-        for (topic, wanted, slack) in [("forwarded", events, 0), ("changelog", events, 0), ("derived", derived, 1)] {
+        for (topic, wanted, slack) in
+            [("forwarded", events, 0), ("changelog", events, 0), ("derived", derived, 1)]
+        {
             let found = counts.get(&format!("{}.{topic}", self.name)).copied().unwrap_or(0);
-            ensure!(found.abs_diff(wanted) <= slack, "the limit wrote {found} records to {topic}, not {wanted}");
+            ensure!(
+                found.abs_diff(wanted) <= slack,
+                "the limit wrote {found} records to {topic}, not {wanted}"
+            );
         }
         Ok(())
     }

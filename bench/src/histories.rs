@@ -119,7 +119,8 @@ impl Expected {
     }
 
     fn add(&mut self, line: &Value) -> Result<()> {
-        let text = |name: &str| line.get(name).and_then(Value::as_str).with_context(|| format!("lacks {name}"));
+        let text =
+            |name: &str| line.get(name).and_then(Value::as_str).with_context(|| format!("lacks {name}"));
         let (topic, value) = (text("topic")?.to_owned(), text("value")?);
         self.records += 1;
         self.header_bytes += line

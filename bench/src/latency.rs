@@ -49,18 +49,22 @@ pub(crate) fn run(
     let mut result = json!({ "seconds": seconds, "commit_interval_ms": settings.commit_interval_ms });
     let kinds = [Kind::Pipeline, Kind::Limit];
     for rate in rates {
-        let mut rows = kinds.map(|kind| Row { name: format!("{} at {rate}/s", kind.name()), rounds: Vec::new() });
+        let mut rows =
+            kinds.map(|kind| Row { name: format!("{} at {rate}/s", kind.name()), rounds: Vec::new() });
         for round in 0..rounds {
             for (kind, row) in kinds.into_iter().zip(&mut rows) {
                 let name = format!("bench-{}-{rate}-{round}-{}", std::process::id(), kind.name());
                 let figures = one(kind, &name, settings, histories, *rate, seconds)
                     .with_context(|| format!("{} at {rate}/s", kind.name()))?;
-                eprintln!("{} at {rate}/s: p50 {:.1}, p99 {:.1} ms", kind.name(), figures[0], figures[1]);
+                let [p50_ms, p99_ms, ..] = figures;
+                eprintln!("{} at {rate}/s: p50 {p50_ms:.1}, p99 {p99_ms:.1} ms", kind.name());
                 row.rounds.push(figures.to_vec());
             }
         }
         println!("{}\n", report::table(&COLUMNS, &rows));
-        result[rate.to_string()] = report::json(&COLUMNS, &rows);
+        if let Some(result) = result.as_object_mut() {
+            result.insert(rate.to_string(), report::json(&COLUMNS, &rows));
+        }
     }
     Ok(result)
 }
@@ -95,9 +99,8 @@ fn one(
     let mut latencies_us: Vec<u64> = std::thread::scope(|scope| {
         let stream = &mut stream;
         let topology = &topology;
-        let load = scope.spawn(move || {
-            load::open_loop(topology, stream, began, rate, events, &AtomicBool::new(false))
-        });
+        let load = scope
+            .spawn(move || load::open_loop(topology, stream, began, rate, events, &AtomicBool::new(false)));
         let latencies = read(&reader, began, rate, events);
         let sent = load.join().map_err(|_| anyhow::anyhow!("the load's thread panicked"))??;
         ensure!(sent == events, "{sent} of {events} events were written");

@@ -191,9 +191,11 @@ impl Clients {
         value: &[u8],
         with_headers: bool,
     ) -> Result<()> {
-        // SAFETY: the list lives; the copy is ours until a record takes it.
-        let headers =
-            if with_headers { unsafe { c::rd_kafka_headers_copy(self.headers) } } else { ptr::null_mut() };
+        let mut headers = ptr::null_mut();
+        if with_headers {
+            // SAFETY: the list lives; the copy is ours until a record takes it.
+            headers = unsafe { c::rd_kafka_headers_copy(self.headers) };
+        }
         loop {
             // SAFETY: every pointer outlives the call, which copies key and value; the
             // arguments are of the types that the call reads for their tags.
@@ -259,8 +261,13 @@ fn client<'s>(
         let config = c::rd_kafka_conf_new();
         for (name, value) in settings {
             let (c_name, c_value) = (CString::new(name)?, CString::new(value)?);
-            let outcome =
-                c::rd_kafka_conf_set(config, c_name.as_ptr(), c_value.as_ptr(), error.as_mut_ptr(), error.len());
+            let outcome = c::rd_kafka_conf_set(
+                config,
+                c_name.as_ptr(),
+                c_value.as_ptr(),
+                error.as_mut_ptr(),
+                error.len(),
+            );
             ensure!(outcome == c::rd_kafka_conf_res_t::RD_KAFKA_CONF_OK, "set {name}: {}", text(&error));
         }
         let client = c::rd_kafka_new(kind, config, error.as_mut_ptr(), error.len());

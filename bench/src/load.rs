@@ -4,11 +4,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientConfig, ClientContext};
-use rdkafka::config::FromClientConfigAndContext;
 use ticket_pipeline::clients;
 use ticket_pipeline::topology::Topology;
 
@@ -37,11 +37,15 @@ impl ProducerContext for Deliveries {
 pub(crate) fn backlog(topology: &Topology, stream: &mut Stream<'_>, events: u64) -> Result<()> {
     let mut config = producer(topology);
     config.set("linger.ms", "50");
-    let producer = BaseProducer::from_config_and_context(&config, Deliveries::default())
-        .context("make a producer")?;
+    let producer =
+        BaseProducer::from_config_and_context(&config, Deliveries::default()).context("make a producer")?;
     for number in 0..events {
         let event = stream.next();
-        while !send(&mut |record| producer.send(record), &topology.source.topic, &event)? {
+        while !send(
+            &|record| producer.send(record).map_err(|(error, _)| error),
+            &topology.source.topic,
+            &event,
+        )? {
             producer.poll(Duration::from_millis(10));
         }
         if number.is_multiple_of(1_000) {
@@ -81,7 +85,11 @@ pub(crate) fn open_loop(
         }
         let event = stream.next();
         ensure!(
-            send(&mut |record| producer.send(record), &topology.source.topic, &event)?,
+            send(
+                &|record| producer.send(record).map_err(|(error, _)| error),
+                &topology.source.topic,
+                &event
+            )?,
             "the queue of an open loop is full: the broker cannot keep up"
         );
         sent += 1;
@@ -101,7 +109,7 @@ type Record<'a> = BaseRecord<'a, [u8], [u8]>;
 
 /// `false`: the queue is full.
 fn send<'a>(
-    send: &mut dyn FnMut(Record<'a>) -> Result<(), (KafkaError, Record<'a>)>,
+    send: &dyn Fn(Record<'a>) -> Result<(), KafkaError>,
     topic: &'a str,
     event: &'a Event<'a>,
 ) -> Result<bool> {
@@ -112,7 +120,7 @@ fn send<'a>(
         .timestamp(event.timestamp_ms);
     match send(record) {
         Ok(()) => Ok(true),
-        Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => Ok(false),
-        Err((error, _)) => bail!("write an event: {error}"),
+        Err(KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)) => Ok(false),
+        Err(error) => bail!("write an event: {error}"),
     }
 }

@@ -39,6 +39,10 @@ struct Arguments {
 enum Command {
     /// A backlog, worked off by the pipeline and by the limit in turn.
     Throughput(Throughput),
+    /// The same for one, two and four workers.
+    Scaling(Throughput),
+    /// The same for commits every 100 ms and every 5 s: what exactly once costs.
+    Commits(Throughput),
     /// From when an event is due to a reader's hands, by the pipeline and by the limit in turn.
     Latency(Latency),
     /// SIGKILL under load: how long to the first new commit, and until caught up.
@@ -147,11 +151,14 @@ fn main() -> Result<()> {
             let shape = shape(&histories, core.events, None, 2_000, 4);
             core::run(Topology::shipped(), &histories, shape, core.events, core.batch, &core.state)
         }
-        Command::Throughput(throughput) => run_throughput(throughput, &read()?),
+        Command::Throughput(throughput) => run_throughput(throughput, &read()?, &beside_the_limit),
+        Command::Scaling(throughput) => run_throughput(throughput, &read()?, &by_workers),
+        Command::Commits(throughput) => run_throughput(throughput, &read()?, &by_commits),
         Command::Latency(latency) => {
             let (histories, setting) = (read()?, &latency.setting);
             let settings = setting.settings(&histories)?;
-            let result = latency::run(&settings, &histories, &latency.rates, latency.seconds, latency.rounds)?;
+            let result =
+                latency::run(&settings, &histories, &latency.rates, latency.seconds, latency.rounds)?;
             setting.write_json(&result)
         }
         Command::Restart(restart) => {
@@ -163,7 +170,12 @@ fn main() -> Result<()> {
     }
 }
 
-fn run_throughput(arguments: &Throughput, histories: &Histories) -> Result<()> {
+/// Measures what `variants` makes of the settings, over one backlog.
+fn run_throughput(
+    arguments: &Throughput,
+    histories: &Histories,
+    variants: &dyn Fn(&Settings) -> Vec<Variant>,
+) -> Result<()> {
     let settings = arguments.setting.settings(histories)?;
     let events = arguments.events;
     let shape = shape(histories, events, arguments.tickets, arguments.setting.under_way, settings.partitions);
@@ -183,14 +195,43 @@ fn run_throughput(arguments: &Throughput, histories: &Histories) -> Result<()> {
         means.derived_bytes,
         means.header_bytes
     );
-    let mut variants = [Kind::Pipeline, Kind::Limit].map(|kind| {
-        let mut settings = settings.clone();
-        settings.means.derived_per_event = stream.expectation.derived() as f64 / events as f64;
-        Variant { name: kind.name().to_owned(), kind, settings }
-    });
+    let mut settings = settings;
+    settings.means.derived_per_event = stream.expectation.derived() as f64 / events as f64;
+    let mut variants = variants(&settings);
     let result = throughput::run(&mut variants, &source, &stream.expectation, arguments.rounds)?;
     topics.delete(&[source])?;
     arguments.setting.write_json(&result)
+}
+
+fn beside_the_limit(settings: &Settings) -> Vec<Variant> {
+    [Kind::Pipeline, Kind::Limit]
+        .map(|kind| Variant { name: kind.name().to_owned(), kind, settings: settings.clone() })
+        .into()
+}
+
+fn by_workers(settings: &Settings) -> Vec<Variant> {
+    let pipeline = [1, 2, 4].map(|workers| Variant {
+        name: format!("pipeline, workers: {workers}"),
+        kind: Kind::Pipeline,
+        settings: Settings { workers: Some(workers), ..settings.clone() },
+    });
+    pipeline.into_iter().chain(beside_the_limit(settings).pop()).collect()
+}
+
+/// A batch's bounds are out of the way, so that time alone decides.
+fn by_commits(settings: &Settings) -> Vec<Variant> {
+    let limits = "limits:\n  batch_records_max: 200000\n  batch_size_max: 256MiB\n  memory_max: 2GiB\n";
+    [100, 5_000]
+        .map(|commit_interval_ms| Variant {
+            name: format!("pipeline, a commit every {commit_interval_ms} ms"),
+            kind: Kind::Pipeline,
+            settings: Settings {
+                commit_interval_ms,
+                sections: format!("{}{limits}", settings.sections),
+                ..settings.clone()
+            },
+        })
+        .into()
 }
 
 /// A topology that only says where the raw topic is.

@@ -15,7 +15,8 @@ const STOP_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// CPU seconds of a process and of its threads that have ended, user and system.
 pub(crate) fn cpu_s(pid: u32) -> Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("look at process {pid}"))?;
+    let stat =
+        fs::read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("look at process {pid}"))?;
     // The name stands in brackets and may hold anything.
     let (_, fields) = stat.rsplit_once(')').context("read a process's stat")?;
     let ticks = fields.split_ascii_whitespace().skip(11).take(2).map(str::parse::<u64>);
@@ -25,7 +26,8 @@ pub(crate) fn cpu_s(pid: u32) -> Result<f64> {
 /// The most memory that a process has had resident, in MB.
 pub(crate) fn rss_peak_mb(pid: u32) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("read a process's status")?;
+    let line =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("read a process's status")?;
     let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
     Ok(kib * 1024.0 / 1e6)
 }

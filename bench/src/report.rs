@@ -23,7 +23,11 @@ impl Row {
         let figures = self.figures(column);
         let middle = figures.len() / 2;
         let at = |index: usize| figures.get(index).copied().unwrap_or(f64::NAN);
-        if figures.len().is_multiple_of(2) && middle > 0 { (at(middle - 1) + at(middle)) / 2.0 } else { at(middle) }
+        if figures.len().is_multiple_of(2) && middle > 0 {
+            (at(middle - 1) + at(middle)) / 2.0
+        } else {
+            at(middle)
+        }
     }
 
     fn figures(&self, column: usize) -> Vec<f64> {

@@ -60,7 +60,8 @@ pub(crate) fn run(
     let stop = AtomicBool::new(false);
     let began = Instant::now();
     let rows = std::thread::scope(|scope| {
-        let load = scope.spawn(|| load::open_loop(&topology, &mut updates, began, per_second, u64::MAX, &stop));
+        let load =
+            scope.spawn(|| load::open_loop(&topology, &mut updates, began, per_second, u64::MAX, &stop));
         let rows = kills(&mut contestant, &watch, settings, per_second, rounds);
         stop.store(true, Ordering::Relaxed);
         load.join().map_err(|_| anyhow::anyhow!("the load's thread panicked"))??;

@@ -54,15 +54,12 @@ pub(crate) fn run(
             if variant.kind == Kind::Pipeline {
                 changelog_bytes = Some(bytes);
             }
+            let [speed, cpu, broker_cpu, rss_peak_mb, .., others, _] = figures;
             eprintln!(
-                "round {} of {rounds}, {}: {:.0} events/s, {:.1} CPU-s/M, broker {:.1}, {:.0} MB, others {:.2} cores",
+                "round {} of {rounds}, {}: {speed:.0} events/s, {cpu:.1} CPU-s/M, broker {broker_cpu:.1}, \
+                 {rss_peak_mb:.0} MB, others {others:.2} cores",
                 round + 1,
                 variant.name,
-                figures[0],
-                figures[1],
-                figures[2],
-                figures[3],
-                figures[7]
             );
             if let Some(row) = rows.get_mut(index) {
                 row.rounds.push(figures.to_vec());
@@ -70,13 +67,19 @@ pub(crate) fn run(
         }
     }
     println!("{}", report::table(&COLUMNS, &rows));
-    let mut result = json!({ "events": expectation.events, "rounds": rounds, "rows": report::json(&COLUMNS, &rows) });
+    let mut result =
+        json!({ "events": expectation.events, "rounds": rounds, "rows": report::json(&COLUMNS, &rows) });
     let limit = variants.iter().position(|variant| variant.kind == Kind::Limit).and_then(|at| rows.get(at));
     if let Some(limit) = limit {
-        for (row, variant) in rows.iter().zip(variants.iter()).filter(|(_, variant)| variant.kind == Kind::Pipeline) {
+        for (row, variant) in
+            rows.iter().zip(variants.iter()).filter(|(_, variant)| variant.kind == Kind::Pipeline)
+        {
             let (speed, cpu) = (row.median(0) / limit.median(0), row.median(1) / limit.median(1));
             println!("{}: {:.0} % of the limit's throughput, {cpu:.2}x its CPU", variant.name, speed * 100.0);
-            result[format!("ratio of {}", variant.name)] = json!({ "throughput": speed, "cpu": cpu });
+            if let Some(result) = result.as_object_mut() {
+                let ratio = json!({ "throughput": speed, "cpu": cpu });
+                result.insert(format!("ratio of {} to the limit", variant.name), ratio);
+            }
         }
     }
     Ok(result)
