@@ -48,6 +48,10 @@ pub(crate) fn table(columns: &[Column], rows: &[Row]) -> String {
         text += &format!("\n| {} |", row.name);
         for (index, column) in columns.iter().enumerate() {
             let decimals = column.decimals;
+            if row.median(index).is_nan() {
+                text += " – |";
+                continue;
+            }
             text += &format!(" {:.decimals$}", row.median(index));
             if let [least, .., most] = row.figures(index).as_slice()
                 && row.rounds.len() > 1
