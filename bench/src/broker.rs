@@ -114,7 +114,15 @@ impl Watch {
         for partition in 0..self.partitions {
             list.add_partition(&self.topic, partition);
         }
-        let committed = self.observer.committed_offsets(list, ANSWER_TIMEOUT).context("ask for offsets")?;
+        let began = Instant::now();
+        let committed = loop {
+            match self.observer.committed_offsets(list.clone(), ANSWER_TIMEOUT) {
+                Ok(committed) => break committed,
+                // A fresh broker makes the topic of all groups' offsets when it is first asked for.
+                Err(_) if began.elapsed() < ANSWER_TIMEOUT => std::thread::sleep(Duration::from_millis(20)),
+                Err(error) => return Err(error).context("ask for offsets"),
+            }
+        };
         Ok(committed
             .elements()
             .iter()
