@@ -16,12 +16,11 @@ use crate::store::{Positions, Reset, Writes};
 use crate::transaction::Trouble;
 
 /// One step writes at most so much, and takes about so long.
-const ASK_AGAIN_AFTER: Duration = Duration::from_millis(50);
-
 const STEP_BYTES_MAX: usize = 1024 * 1024;
 const STEP_TIME_MAX: Duration = Duration::from_millis(100);
 
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 /// What the group has committed for a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
