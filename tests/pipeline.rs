@@ -313,7 +313,7 @@ impl Pipeline {
 
     /// Deletes the records of the raw topic before those offsets.
     pub(crate) fn delete_records_before(&self, offsets: &BTreeMap<i32, i64>) {
-        let partitions: Vec<Value> = offsets
+        let partitions: Vec<serde_json::Value> = offsets
             .iter()
             .map(|(partition, offset)| {
                 serde_json::json!({"topic": self.raw_topic, "partition": partition, "offset": offset})
@@ -582,7 +582,7 @@ fn topology_text(group: &str, raw_topic: &str, settings: &Settings) -> String {
     let mut text = format!(
         "group: {group}\nsource:\n  topic: {raw_topic}\n  partitions: {PARTITIONS}\nkafka:\n  brokers: {}\n\
          runtime:\n  workers: {workers}\n  commit_interval: {commit_interval}\n\
-         limits:\n  batch_records_max: {batch_records_max}\n  memory_max: 128MiB\n{contract}\noutputs:\n  late: {group}.ticket.late\n  \
+         limits:\n  batch_records_max: {batch_records_max}\n  memory_mb: 128\n{contract}\noutputs:\n  late: {group}.ticket.late\n  \
          dead_letter: {group}.ticket.dlq\n  events:\n",
         broker::address()
     );
