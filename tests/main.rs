@@ -26,8 +26,10 @@ mod rebuild;
 // On the broker: what it takes,
 mod broker;
 mod pipeline;
+mod process;
 
 // and what holds there.
+mod audit;
 mod bad_input;
 mod crash;
 mod replay;
@@ -35,3 +37,4 @@ mod restore;
 mod same_output;
 mod shutdown;
 mod start;
+mod topics;

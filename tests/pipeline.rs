@@ -4,9 +4,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -16,12 +15,14 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use serde_json::Value;
 use ticket_pipeline::lines::RawLine;
 use ticket_pipeline::topology::Topology;
 
 use crate::broker;
 use crate::datasets::DataSet;
 use crate::lines::{Line, Sourced, assert_same_by_source, with_sources};
+use crate::process::{Log, Process};
 use crate::tasks::{PARTITIONS, Tasks};
 use crate::wait;
 
@@ -166,7 +167,7 @@ impl Pipeline {
         command
     }
 
-    fn state(&self, instance: &str) -> PathBuf {
+    pub(crate) fn state(&self, instance: &str) -> PathBuf {
         self.folder.join(format!("state-{instance}"))
     }
 
@@ -210,20 +211,20 @@ impl Pipeline {
         self.start_with(instance, &[])
     }
 
+    /// Runs until everything is committed, and does this to a record on the way.
+    #[cfg(feature = "broken")]
+    pub(crate) fn start_broken(&self, what: &str) -> Process {
+        self.spawn(self.binary("a").env("BROKEN", what), "a", &["--until-caught-up"])
+    }
+
     pub(crate) fn start_with(&self, instance: &str, arguments: &[&str]) -> Process {
+        self.spawn(&mut self.binary(instance), instance, arguments)
+    }
+
+    fn spawn(&self, binary: &mut Command, instance: &str, arguments: &[&str]) -> Process {
         self.runs.set(self.runs.get() + 1);
         let log = self.folder.join(format!("run-{}-{instance}.log", self.runs.get()));
-        let stderr = File::create(&log).expect("the folder of tests can be written to");
-        let child = self
-            .binary(instance)
-            .arg("run")
-            .args(arguments)
-            .stdout(Stdio::null())
-            .stderr(stderr)
-            .spawn()
-            .expect("the program can be started");
-        broker::ends_with_us(&child);
-        Process { child, log }
+        Process::start(binary.arg("run").args(arguments), log)
     }
 
     /// Runs until everything is committed; the run's log.
@@ -465,113 +466,17 @@ impl Pipeline {
         assert_same_by_source(&format!("{} of {}", self.group, set.name), &expected, &self.emitted());
     }
 
-    /// The changes of a ticket, as `field: from -> to` by identity.
-    pub(crate) fn changes(&self, uid: &str) -> Vec<String> {
-        let emitted = self.emitted();
-        let of_ticket = emitted.iter().filter(|line| line.key.as_deref() == Some(uid.as_bytes()));
-        let changes = of_ticket.map(Line::json).filter(|event| event["metadata"]["origin"] == "derived");
+    /// The changes of each ticket, as `field: from -> to` by identity.
+    pub(crate) fn changes(&self) -> BTreeMap<String, Vec<String>> {
+        let mut changes: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for line in self.emitted() {
+            let event = line.json();
+            if event["metadata"]["origin"] == "derived" {
+                let uid = line.key.as_deref().map(String::from_utf8_lossy).unwrap_or_default();
+                changes.entry(uid.into_owned()).or_default().push(told(&event["payload"]["change"]));
+            }
+        }
         changes
-            .map(|event| {
-                let change = &event["payload"]["change"];
-                let id = |side: &serde_json::Value| side["id"].as_str().unwrap_or("null").to_owned();
-                format!(
-                    "{}: {} -> {}",
-                    change["field"].as_str().unwrap_or("?"),
-                    id(&change["from"]),
-                    id(&change["to"])
-                )
-            })
-            .collect()
-    }
-}
-
-/// A process that runs the pipeline; it is killed where it is still there at the end.
-pub(crate) struct Process {
-    child: Child,
-    log: PathBuf,
-}
-
-/// A process that has ended.
-pub(crate) struct Ended {
-    pub(crate) status: ExitStatus,
-    pub(crate) log: Log,
-}
-
-impl Process {
-    pub(crate) fn log(&self) -> Log {
-        Log::read(&self.log)
-    }
-
-    pub(crate) fn is_running(&mut self) -> bool {
-        self.child.try_wait().expect("the process is ours").is_none()
-    }
-
-    /// kill -9, of a process that lives.
-    pub(crate) fn kill(mut self) {
-        use std::os::unix::process::ExitStatusExt as _;
-        self.child.kill().expect("the process can be killed");
-        let status = self.child.wait().expect("the process is ours");
-        assert_eq!(status.signal(), Some(9), "it had ended before: {status}\n{}", self.log().0);
-    }
-
-    /// Asks for a clean end (`TERM`, `INT`) and waits for it.
-    pub(crate) fn end(self, signal: &str) -> Ended {
-        let sent = Command::new("kill").arg(format!("-{signal}")).arg(self.child.id().to_string()).status();
-        assert!(sent.expect("kill can be started").success(), "it had ended before:\n{}", self.log().0);
-        self.wait()
-    }
-
-    pub(crate) fn end_well(self) -> Log {
-        let ended = self.end("TERM");
-        assert_eq!(ended.status.code(), Some(0), "{}", ended.log.0);
-        ended.log
-    }
-
-    pub(crate) fn wait(mut self) -> Ended {
-        let log = self.log.clone();
-        let status = wait::until(&format!("the end of the run that writes {}", log.display()), || {
-            self.child.try_wait().expect("the process is ours")
-        });
-        Ended { status, log: Log::read(&log) }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Where it has ended already there is nothing to kill.
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
-/// What a run has logged.
-pub(crate) struct Log(pub(crate) String);
-
-impl Log {
-    fn read(path: &Path) -> Log {
-        Log(std::fs::read_to_string(path).unwrap_or_else(|error| panic!("read {}: {error}", path.display())))
-    }
-
-    /// The lines with that text, before their fields.
-    pub(crate) fn lines(&self, text: &str) -> Vec<&str> {
-        self.0.lines().filter(|line| line.contains(&format!(": {text}"))).collect()
-    }
-
-    /// A field of each of those lines.
-    pub(crate) fn numbers(&self, text: &str, field: &str) -> Vec<i64> {
-        self.lines(text)
-            .iter()
-            .map(|line| {
-                line.split_once(&format!(" {field}="))
-                    .and_then(|(_, rest)| rest.split_whitespace().next()?.parse().ok())
-                    .unwrap_or_else(|| panic!("no number {field} in: {line}"))
-            })
-            .collect()
-    }
-
-    /// A count of the last progress line, which tells of the whole run.
-    pub(crate) fn total(&self, field: &str) -> i64 {
-        *self.numbers("progress", field).last().unwrap_or_else(|| panic!("no progress in:\n{}", self.0))
     }
 }
 
@@ -592,6 +497,11 @@ fn topology_text(group: &str, raw_topic: &str, settings: &Settings) -> String {
         text += &format!("    {}: {group}.{}\n", event_type.name, event_type.topic);
     }
     text
+}
+
+fn told(change: &Value) -> String {
+    let id = |side: &Value| side["id"].as_str().unwrap_or("null").to_owned();
+    format!("{}: {} -> {}", change["field"].as_str().unwrap_or("?"), id(&change["from"]), id(&change["to"]))
 }
 
 /// A derived event names the raw topic; the expected files do by the contract's name.

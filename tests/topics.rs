@@ -1,11 +1,9 @@
 //! Topics are made as the contract needs them, and mended where that can be
 //! done; a run over topics that would break the contract is refused.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "in a test a panic is the report")]
-
 use std::collections::BTreeSet;
 use std::process::{Command, Output};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
@@ -86,8 +84,8 @@ impl Place {
     }
 }
 
-fn brokers() -> String {
-    std::env::var("KAFKA_BROKERS").expect("KAFKA_BROKERS names a broker: scripts/kafka up starts one")
+fn brokers() -> &'static str {
+    crate::broker::address()
 }
 
 fn admin() -> AdminClient<DefaultClientContext> {
@@ -111,15 +109,8 @@ fn create(topic: &str, partitions: i32) {
 }
 
 /// What the broker was told is not at once what it says.
-fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    loop {
-        if let Some(seen) = look() {
-            return seen;
-        }
-        assert!(Instant::now() < deadline, "it did not come to pass within 30 s");
-        std::thread::yield_now();
-    }
+fn eventually<T>(look: impl FnMut() -> Option<T>) -> T {
+    crate::wait::until("the broker says so", look)
 }
 
 fn text(bytes: &[u8]) -> String {

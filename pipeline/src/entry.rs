@@ -216,6 +216,12 @@ pub fn written_and_first(entry: &[u8]) -> Option<(i64, i64)> {
     Some((header.written_at, header.first_offset))
 }
 
+/// The raw offset that wrote this entry first; `None` where the bytes are no entry.
+#[must_use]
+pub fn first_offset(entry: &[u8]) -> Option<i64> {
+    Some(Header::read(entry)?.0.first_offset)
+}
+
 /// The known values: of each the rule's key, a tag, and what it takes.
 fn known_values(snapshot: &Snapshot<'_>, rules: &RuleSet) -> Vec<u8> {
     let mut out = Vec::with_capacity(256);

@@ -28,9 +28,11 @@
 //!  transaction begin, send, commit, abort; what an error asks of the worker
 //!  rebuild     make the state what it was, for a replay
 //!  crash       steps at which a test lets the process die
+//!  broken      what a build that is broken on purpose does to a record
 //!  worker      the loop: poll, process, commit, apply; rebalance, shutdown
 //!  pipeline    the process: workers, signals, progress, the state directory's lock
 //!  topics      what the topics must be like, and making them so
+//!  audit       proves on the topics that nothing was lost, doubled or changed
 //!  lines       records as lines of JSON, for people and tests
 //! ```
 
@@ -87,10 +89,14 @@ pub mod rebuild;
 
 pub mod crash;
 
+pub mod broken;
+
 pub mod worker;
 
 pub mod pipeline;
 
 pub mod topics;
+
+pub mod audit;
 
 pub mod lines;

@@ -118,7 +118,10 @@ impl Task {
                 .with_context(|| format!("decode the entry of ticket \"{}\"", envelope.uid))?,
             None => Entry::new(record.offset),
         };
-        entry.forget(forgotten_before_ms);
+        if entry.forget(forgotten_before_ms) && entry.is_empty() {
+            // As if the sweep had been there already: what is remembered must not depend on when it runs.
+            entry = Entry::new(record.offset);
+        }
         let transition = transition::happen(
             topology,
             &self.rule_set.reader,

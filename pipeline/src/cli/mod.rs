@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod audit;
 mod config;
 mod derive;
 mod feed;
@@ -40,6 +41,8 @@ enum Command {
     Replay(replay::Arguments),
     /// Show derived events as they come, a line each.
     Watch(watch::Arguments),
+    /// Prove that nothing was lost, doubled or changed.
+    Audit(audit::Arguments),
 }
 
 /// Exit codes: 0 done, 1 it went wrong or a check found something, 2 a usage error.
@@ -54,6 +57,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Feed(arguments) => feed::run(topology, &arguments),
         Command::Replay(arguments) => replay::run(topology, &arguments),
         Command::Watch(arguments) => watch::run(topology, &arguments),
+        Command::Audit(arguments) => audit::run(topology, &arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("ticket-pipeline: {error:#}");

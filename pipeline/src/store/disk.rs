@@ -250,6 +250,21 @@ impl Disk {
         self.db.get(keyed(ENTRY, uid)).context("read an entry")
     }
 
+    pub(super) fn entries_after(&self, uid: Option<&[u8]>, limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        let mut from = keyed(ENTRY, uid.unwrap_or_default());
+        // The next key there can be, behind that uid's own.
+        from.extend(uid.map(|_| 0));
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound([ENTRY + 1]);
+        let rows = self.db.iterator_opt(IteratorMode::From(&from, Direction::Forward), options);
+        rows.take(limit)
+            .map(|row| {
+                let (key, entry) = row.context("read the entries")?;
+                Ok((key.strip_prefix(&[ENTRY]).unwrap_or_default().to_vec(), entry.into_vec()))
+            })
+            .collect()
+    }
+
     pub(super) fn seen(&self, id: &EventHash) -> Result<Option<Seen>> {
         let bytes = self.db.get_pinned(keyed(ID, id)).context("read an event id")?;
         Ok(bytes

@@ -188,7 +188,10 @@ impl Store {
     }
 
     /// Brings the disk level with what is applied, in one write.
-    fn write_out(&mut self) -> Result<()> {
+    ///
+    /// # Errors
+    /// Where the disk cannot be written.
+    pub fn write_out(&mut self) -> Result<()> {
         let Some(disk) = &mut self.disk else { return Ok(()) };
         let Some(positions) = self.recent_positions.take() else { return Ok(()) };
         let mut writes = Writes::default();
@@ -225,6 +228,14 @@ impl Store {
         }
         disk.count(writes.entries());
         disk.write(writes, positions, is_level).context("write to the store")
+    }
+
+    /// At most `limit` entries on disk, by uid as bytes, from behind this uid, or from the first.
+    ///
+    /// # Errors
+    /// Where the disk cannot be read.
+    pub fn entries_after(&self, uid: Option<&[u8]>, limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        self.disk.as_ref().map_or(Ok(Vec::new()), |disk| disk.entries_after(uid, limit))
     }
 
     /// The positions of what was applied last; `None` where nothing ever was.

@@ -20,6 +20,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 
+use crate::broken;
 use crate::clients::{self, Member};
 use crate::commit_record::{CommitRecord, IDS_MAX, IdsRecord};
 use crate::crash::{self, Step};
@@ -389,7 +390,7 @@ fn process(
         .with_context(|| format!("process partition {} offset {}", raw.partition, raw.offset))?;
     running.position = raw.offset + 1; // A position is the next offset to read, hence the one.
     for record in outbox.records() {
-        transaction.send(&record)?;
+        broken::spoil(&record, |record| transaction.send(record))?;
         status.events += u64::from(matches!(record.origin, Origin::Forwarded | Origin::Derived));
     }
     status.records += 1;
