@@ -74,7 +74,7 @@ impl Changelog {
 
 /// A scratch store follows no log; what it is asked for is the window alone.
 pub(super) fn scratch_positions(written: i64, stream_time_ms: i64) -> Positions {
-    Positions { changelog: written, ids: written, input: written, stream_time_ms }
+    Positions { changelog: written, ids: written, input: written, stream_time_ms, rebuilding: None }
 }
 
 /// What can be proven behind the cut of the raw topic's head.

@@ -150,7 +150,7 @@ impl Recompute {
     /// # Errors
     /// Where the store cannot be read.
     pub fn remove_some(&mut self, low: i64) -> Result<bool> {
-        let places = self.task.store.entries_after(self.removed_up_to.as_deref(), ENTRIES_STEP)?;
+        let places = self.task.store.places_after(self.removed_up_to.as_deref(), ENTRIES_STEP)?;
         for place in places.iter().filter(|place| place.written_at >= self.to) {
             self.task.store.put_entry(&place.uid, None);
             self.counts.removed += 1;

@@ -273,7 +273,7 @@ impl Disk {
     }
 
     /// The places of at most `limit` entries, by uid, after the given one.
-    pub(super) fn entries_after(&self, uid: Option<&[u8]>, limit: usize) -> Result<Vec<EntryPlace>> {
+    pub(super) fn places_after(&self, uid: Option<&[u8]>, limit: usize) -> Result<Vec<EntryPlace>> {
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound([ENTRY + 1]);
         // Each is read once, and those that are read often are to stay in the cache.

@@ -138,8 +138,8 @@ impl Store {
     ///
     /// # Errors
     /// Where the disk cannot be read.
-    pub fn entries_after(&self, uid: Option<&[u8]>, limit: usize) -> Result<Vec<EntryPlace>> {
-        self.disk.as_ref().map_or(Ok(Vec::new()), |disk| disk.entries_after(uid, limit))
+    pub fn places_after(&self, uid: Option<&[u8]>, limit: usize) -> Result<Vec<EntryPlace>> {
+        self.disk.as_ref().map_or(Ok(Vec::new()), |disk| disk.places_after(uid, limit))
     }
 
     /// How much memory the open transaction's writes take, about.
