@@ -80,9 +80,14 @@ start_detached() {
         nohup "$@" >>"$log" 2>&1 </dev/null &
     fi
     pid=$!
+    # Until it has become the command, its command line is ours: it would be taken
+    # for somebody else's process, or for one that has ended.
+    wait_until 10 has_become_another "$pid" || fail "start $1: process $pid does not begin"
     printf '%s\n' "$pid" >"$file.$$"
     mv "$file.$$" "$file"
 }
+
+has_become_another() { [[ $(command_line "$1") != "$(command_line $$)" ]]; }
 
 listens() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 

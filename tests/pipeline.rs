@@ -2,7 +2,7 @@
 //! its commands are child processes, its raw topic is written from outside, and
 //! what it emits is read as a consumer of committed records reads it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -63,6 +63,8 @@ pub(crate) struct Pipeline {
     raw_topic: String,
     folder: PathBuf,
     topology: Topology,
+    /// Asks what is committed; it never joins.
+    asker: OnceCell<BaseConsumer>,
     /// All that is in the raw topic.
     fed: RefCell<Vec<RawLine>>,
     runs: Cell<u32>,
@@ -104,6 +106,7 @@ impl Pipeline {
             raw_topic: raw_topic.to_owned(),
             folder,
             topology,
+            asker: OnceCell::new(),
             fed: RefCell::default(),
             runs: Cell::new(0),
         }
@@ -248,7 +251,10 @@ impl Pipeline {
         let asker = self.asker();
         let mut list = TopicPartitionList::new();
         (0..PARTITIONS).for_each(|partition| drop(list.add_partition(&self.raw_topic, partition)));
-        let committed = asker.committed_offsets(list, ANSWER_TIMEOUT).expect("the broker answers");
+        // A group that is new has no coordinator yet.
+        let committed = wait::until("the broker knows what is committed", || {
+            asker.committed_offsets(list.clone(), ANSWER_TIMEOUT).ok()
+        });
         let position = |offset| match offset {
             Offset::Offset(position) => position,
             _ => 0,
@@ -271,11 +277,11 @@ impl Pipeline {
         self.wait_until_committed(self.end());
     }
 
-    fn asker(&self) -> BaseConsumer {
-        client("group.id", &self.group)
-            .set("isolation.level", "read_uncommitted")
-            .create()
-            .expect("a consumer")
+    fn asker(&self) -> &BaseConsumer {
+        self.asker.get_or_init(|| {
+            let mut config = client("group.id", &self.group);
+            config.set("isolation.level", "read_uncommitted").create().expect("a consumer")
+        })
     }
 
     // --- Replays ---------------------------------------------------------
@@ -375,7 +381,7 @@ impl Pipeline {
         let dead_letters = self.topic("ticket.dlq");
         for topic in [&dead_letters, &self.topology.changelog_topic, &self.topology.ids_topic] {
             for partition in 0..PARTITIONS {
-                let ends = [&stable, &true_end].map(|client| {
+                let ends = [&stable, true_end].map(|client| {
                     client.fetch_watermarks(topic, partition, ANSWER_TIMEOUT).expect("the broker answers").1
                 });
                 assert_eq!(ends[0], ends[1], "{topic} [{partition}] is held back by an open transaction");

@@ -68,6 +68,9 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("{} has logged:\n{}", self.log.display(), self.log().0);
+        }
         // Where it has ended already there is nothing to kill.
         drop(self.child.kill());
         drop(self.child.wait());

@@ -37,16 +37,17 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use foldhash::fast::RandomState;
 
+use crate::entry;
 use crate::record::{Outbox, RawRecord};
 use crate::store::{EventHash, Seen, Store};
 use crate::task::Task;
 use crate::topology::{KeyedBy, Topology};
 
-/// One step looks at so many entries.
-const ENTRIES_STEP: usize = 5_000;
+/// One step reads so many entries, which may be large.
+const ENTRIES_STEP: usize = 500;
 
 /// Of so many tickets it is kept in memory whether their records are skipped.
 const TICKETS_MAX: usize = 4_000_000;
@@ -150,14 +151,18 @@ impl Recompute {
     /// # Errors
     /// Where the store cannot be read.
     pub fn remove_some(&mut self, low: i64) -> Result<bool> {
-        let places = self.task.store.places_after(self.removed_up_to.as_deref(), ENTRIES_STEP)?;
-        for place in places.iter().filter(|place| place.written_at >= self.to) {
-            self.task.store.put_entry(&place.uid, None);
-            self.counts.removed += 1;
-            self.counts.past_gone += u64::from(place.first_offset < low);
+        let places = self.task.store.entries_after(self.removed_up_to.as_deref(), ENTRIES_STEP)?;
+        for (uid, entry) in &places {
+            let (written_at, first_offset) = entry::written_and_first(entry)
+                .with_context(|| format!("read the entry of ticket \"{}\"", uid.escape_ascii()))?;
+            if written_at >= self.to {
+                self.task.store.put_entry(uid, None);
+                self.counts.removed += 1;
+                self.counts.past_gone += u64::from(first_offset < low);
+            }
         }
         let is_end = places.len() < ENTRIES_STEP;
-        self.removed_up_to = places.into_iter().next_back().map(|place| place.uid);
+        self.removed_up_to = places.into_iter().next_back().map(|(uid, _)| uid);
         Ok(is_end)
     }
 

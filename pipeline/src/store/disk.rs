@@ -81,17 +81,6 @@ impl Positions {
     }
 }
 
-/// What an entry says of itself, for whoever does not read the rest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EntryPlace {
-    /// The ticket.
-    pub uid: Vec<u8>,
-    /// The raw offset that last wrote it.
-    pub written_at: i64,
-    /// The raw offset that wrote it first.
-    pub first_offset: i64,
-}
-
 /// Writes that enter the disk together.
 #[derive(Default)]
 pub struct Writes {
@@ -250,21 +239,6 @@ impl Disk {
         self.db.get(keyed(ENTRY, uid)).context("read an entry")
     }
 
-    pub(super) fn entries_after(&self, uid: Option<&[u8]>, limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
-        let mut from = keyed(ENTRY, uid.unwrap_or_default());
-        // The next key there can be, behind that uid's own.
-        from.extend(uid.map(|_| 0));
-        let mut options = ReadOptions::default();
-        options.set_iterate_upper_bound([ENTRY + 1]);
-        let rows = self.db.iterator_opt(IteratorMode::From(&from, Direction::Forward), options);
-        rows.take(limit)
-            .map(|row| {
-                let (key, entry) = row.context("read the entries")?;
-                Ok((key.strip_prefix(&[ENTRY]).unwrap_or_default().to_vec(), entry.into_vec()))
-            })
-            .collect()
-    }
-
     pub(super) fn seen(&self, id: &EventHash) -> Result<Option<Seen>> {
         let bytes = self.db.get_pinned(keyed(ID, id)).context("read an event id")?;
         Ok(bytes
@@ -272,23 +246,20 @@ impl Disk {
             .map(|[offset, timestamp_ms]| Seen { offset, timestamp_ms }))
     }
 
-    /// The places of at most `limit` entries, by uid, after the given one.
-    pub(super) fn places_after(&self, uid: Option<&[u8]>, limit: usize) -> Result<Vec<EntryPlace>> {
+    pub(super) fn entries_after(&self, uid: Option<&[u8]>, limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound([ENTRY + 1]);
         // Each is read once, and those that are read often are to stay in the cache.
         options.fill_cache(false);
         // The least key behind the given one's is that one with a zero at its end.
         let start = uid.map_or_else(|| vec![ENTRY], |uid| [&keyed(ENTRY, uid), &[0][..]].concat());
-        let mut places = Vec::new();
-        for row in self.db.iterator_opt(IteratorMode::From(&start, Direction::Forward), options).take(limit) {
-            let (key, entry) = row.context("read the entries")?;
-            let uid = key.get(1..).unwrap_or_default().to_vec();
-            let (written_at, first_offset) = entry::written_and_first(&entry)
-                .with_context(|| format!("read the entry of ticket \"{}\"", uid.escape_ascii()))?;
-            places.push(EntryPlace { uid, written_at, first_offset });
-        }
-        Ok(places)
+        let rows = self.db.iterator_opt(IteratorMode::From(&start, Direction::Forward), options);
+        rows.take(limit)
+            .map(|row| {
+                let (key, entry) = row.context("read the entries")?;
+                Ok((key.get(1..).unwrap_or_default().to_vec(), entry.into_vec()))
+            })
+            .collect()
     }
 
     /// Index keys may outlive what they say of their entry, so each is held

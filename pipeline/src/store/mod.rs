@@ -22,7 +22,7 @@ use anyhow::{Context, Result};
 
 pub use directory::{StateDirectory, StoreSettings};
 use disk::{Disk, IdleKey};
-pub use disk::{EntryPlace, Positions, Reset, Writes};
+pub use disk::{Positions, Reset, Writes};
 use overlay::Overlay;
 
 /// A 128-bit digest of an event id.
@@ -133,15 +133,6 @@ impl Store {
         Ok(idle.into_iter().map(|(_, uid)| uid).collect())
     }
 
-    /// The places of at most `limit` entries on the disk, by uid, after the
-    /// given one. What is not written out is not among them.
-    ///
-    /// # Errors
-    /// Where the disk cannot be read.
-    pub fn places_after(&self, uid: Option<&[u8]>, limit: usize) -> Result<Vec<EntryPlace>> {
-        self.disk.as_ref().map_or(Ok(Vec::new()), |disk| disk.places_after(uid, limit))
-    }
-
     /// How much memory the open transaction's writes take, about.
     #[must_use]
     pub fn open_bytes(&self) -> usize {
@@ -230,7 +221,8 @@ impl Store {
         disk.write(writes, positions, is_level).context("write to the store")
     }
 
-    /// At most `limit` entries on disk, by uid as bytes, from behind this uid, or from the first.
+    /// At most `limit` entries on the disk, by uid as bytes, from behind this uid, or from the
+    /// first. What is not written out is not among them.
     ///
     /// # Errors
     /// Where the disk cannot be read.
