@@ -340,7 +340,7 @@ fn a_changelog_or_a_store_that_remembers_something_else_is_found() {
         let positions = store.positions().unwrap();
         let mut writes = Writes::default();
         writes.entry(&uid, None);
-        store.write(writes, &positions).unwrap();
+        store.write(writes, &positions, true).unwrap();
         store.close().unwrap();
     }
     audit(pipeline, &["--state"]).assert_one_fault(&[

@@ -320,7 +320,7 @@ impl Pipeline {
 
     /// Deletes the records of the raw topic before those offsets.
     pub(crate) fn delete_records_before(&self, offsets: &BTreeMap<i32, i64>) {
-        let partitions: Vec<Value> = offsets
+        let partitions: Vec<serde_json::Value> = offsets
             .iter()
             .map(|(partition, offset)| {
                 serde_json::json!({"topic": self.raw_topic, "partition": partition, "offset": offset})

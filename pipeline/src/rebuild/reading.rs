@@ -122,20 +122,19 @@ impl RawReader {
 /// Finds the stream time before a raw position, as far as the ids log reaches back.
 pub(super) struct StreamTimeReader {
     client: Option<Client>,
-    /// The greatest input position of a commit record that is not behind the one
-    /// that is asked for, with its stream time.
-    best: (i64, i64),
+    /// The greatest that any record says of what lies before the position.
+    best_ms: i64,
 }
 
 impl std::fmt::Debug for StreamTimeReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("StreamTimeReader").field("best", &self.best).finish_non_exhaustive()
+        f.debug_struct("StreamTimeReader").field("best_ms", &self.best_ms).finish_non_exhaustive()
     }
 }
 
 impl StreamTimeReader {
     pub(super) fn new() -> StreamTimeReader {
-        StreamTimeReader { client: None, best: (i64::MIN, i64::MIN) }
+        StreamTimeReader { client: None, best_ms: i64::MIN }
     }
 
     /// Reads on; at the log's end, the stream time before `position`
@@ -162,14 +161,16 @@ impl StreamTimeReader {
         while Instant::now() < until {
             match poll(client, STEP_TIME_MAX)? {
                 Polled::Nothing => break,
-                Polled::End => return Ok(Some(self.best.1)),
+                Polled::End => return Ok(Some(self.best_ms)),
                 Polled::Record(record) => {
-                    // Every run says the same of a position.
+                    // Every run says the same of a position, and an id's record was read at its offset.
                     let record = IdsRecord::decode(record.payload().unwrap_or_default())?;
-                    if let IdsRecord::Commit(commit) = record
-                        && commit.input <= position
-                    {
-                        self.best = self.best.max((commit.input, commit.stream_time_ms));
+                    if let IdsRecord::Commit(commit) | IdsRecord::Recomputed(commit) = record {
+                        if commit.input <= position {
+                            self.best_ms = self.best_ms.max(commit.stream_time_ms);
+                        }
+                        let before = commit.ids.iter().filter(|(_, seen)| seen.offset < position);
+                        self.best_ms = before.map(|(_, seen)| seen.timestamp_ms).fold(self.best_ms, i64::max);
                     }
                 }
             }

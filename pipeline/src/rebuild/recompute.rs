@@ -46,8 +46,8 @@ use crate::store::{EventHash, Seen, Store};
 use crate::task::Task;
 use crate::topology::{KeyedBy, Topology};
 
-/// One step looks at so many entries.
-const ENTRIES_STEP: usize = 5_000;
+/// One step reads so many entries, which may be large.
+const ENTRIES_STEP: usize = 500;
 
 /// Of so many tickets it is kept in memory whether their records are skipped.
 const TICKETS_MAX: usize = 4_000_000;
