@@ -83,7 +83,13 @@ pub(crate) fn run(
             std::hint::black_box(IdsRecord::Commit(commit).encode());
             task.store.seal();
             let (end, input) = (i64::try_from(changelog)?, *position);
-            task.store.apply(&Positions { changelog: end, ids: end, input, stream_time_ms })?;
+            task.store.apply(&Positions {
+                changelog: end,
+                ids: end,
+                input,
+                stream_time_ms,
+                rebuilding: None,
+            })?;
             task.store.flush_if_due(Instant::now())?;
         }
     }
