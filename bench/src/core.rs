@@ -83,13 +83,7 @@ pub(crate) fn run(
             std::hint::black_box(IdsRecord::Commit(commit).encode());
             task.store.seal();
             let (end, input) = (i64::try_from(changelog)?, *position);
-            task.store.apply(&Positions {
-                changelog: end,
-                ids: end,
-                input,
-                stream_time_ms,
-                rebuilding: None,
-            })?;
+            task.store.apply(&positions(end, input, stream_time_ms))?;
             task.store.flush_if_due(Instant::now())?;
         }
     }
@@ -105,4 +99,9 @@ pub(crate) fn run(
     );
     anyhow::ensure!(sent - events == stream.expectation.derived(), "the numbers of derived events differ");
     Ok(())
+}
+
+/// Where a store stands whose logs are not real ones.
+fn positions(end: i64, input: i64, stream_time_ms: i64) -> Positions {
+    Positions { changelog: end, ids: end, input, stream_time_ms, rebuilding: None }
 }

@@ -106,14 +106,22 @@ impl Histories {
 
     fn entry<'a>(&'a self, index: usize, tape: &'a mut Tape) -> Entry<'a> {
         match &self.entries[index] {
-            Some(bytes) => Entry::decode(bytes, &self.rule_set, &self.topology.rules, tape)
-                .expect("an entry that was encoded can be decoded"),
+            Some(bytes) => {
+                Entry::decode(bytes, &self.rule_set, tape).expect("an entry that was encoded can be decoded")
+            }
             None => Entry::new(0),
         }
     }
 
     fn happen<'a>(&self, envelope: &Envelope<'a>, record_ms: i64, entry: &mut Entry<'a>) -> Transition<'a> {
-        transition::happen(&self.topology, self.roles[envelope.event_type], envelope, record_ms, entry)
+        transition::happen(
+            &self.topology,
+            &self.rule_set.reader,
+            self.roles[envelope.event_type],
+            envelope,
+            record_ms,
+            entry,
+        )
     }
 }
 
