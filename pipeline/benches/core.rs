@@ -113,7 +113,12 @@ impl Histories {
         }
     }
 
-    fn happen<'a>(&self, envelope: &Envelope<'a>, record_ms: i64, entry: &mut Entry<'a>) -> Transition<'a> {
+    fn happen<'a>(
+        &'a self,
+        envelope: &Envelope<'a>,
+        record_ms: i64,
+        entry: &mut Entry<'a>,
+    ) -> Transition<'a> {
         transition::happen(
             &self.topology,
             &self.rule_set.reader,
