@@ -250,7 +250,9 @@ impl Pipeline {
     fn committed_positions(&self) -> BTreeMap<i32, i64> {
         let asker = self.asker();
         let mut list = TopicPartitionList::new();
-        (0..PARTITIONS).for_each(|partition| drop(list.add_partition(&self.raw_topic, partition)));
+        for partition in 0..PARTITIONS {
+            list.add_partition(&self.raw_topic, partition);
+        }
         // A group that is new has no coordinator yet.
         let committed = wait::until("the broker knows what is committed", || {
             asker.committed_offsets(list.clone(), ANSWER_TIMEOUT).ok()

@@ -41,7 +41,7 @@ impl Partition {
         let line = |record: ticket_pipeline::record::OutgoingRecord<'_>| {
             lines::outgoing_line(record.destination.topic(&self.topology), &record)
         };
-        outbox.records().map(|record| line(record)).collect()
+        outbox.records().map(line).collect()
     }
 
     /// Processes the records from one position to another as a worker does, and

@@ -101,8 +101,6 @@ pub fn producer(topology: &Topology, member: &Member) -> ClientConfig {
     set_all(&mut config, &topology.kafka.properties);
     set_all(&mut config, &topology.kafka.producer);
     config.set("transactional.id", &member.id);
-    // Arrivals are seen without a report for each: `transaction/native.rs`.
-    config.set("delivery.report.only.error", "true");
     config.set("enable.idempotence", "true");
     // The topics say how large a record may be: a changelog entry may be four
     // times as large as a raw record. Batches stay at `batch.size`.

@@ -36,11 +36,6 @@
 //!  lines       records as lines of JSON, for people and tests
 //! ```
 
-/// Rust's, RocksDB's and librdkafka's memory alike: glibc's allocator costs an
-/// event about a tenth more CPU, and keeps more of what was freed.
-#[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
-
 pub mod topology;
 
 pub mod record;

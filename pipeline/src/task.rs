@@ -240,7 +240,8 @@ impl Emission<'_> {
         let (envelope, record) = (self.envelope, self.record);
         let text = envelope.text.as_bytes();
         let cut = self.cut(text, &envelope.event_id, &envelope.event_name, Spare::Nothing)?;
-        let (value, pointers) = cut.as_ref().map_or((text, [].as_slice()), |cut| (&cut.value, &cut.pointers));
+        let value = cut.as_ref().map_or(text, |cut| &cut.value);
+        let pointers = cut.as_ref().map(|cut| cut.pointers.as_slice());
         let headers = Headers { envelope, record, cloudevents: self.topology.policies.cloudevents };
         let copies =
             [(Destination::Event(envelope.event_type), Origin::Forwarded), (Destination::Late, Origin::Late)];
@@ -283,8 +284,8 @@ impl Emission<'_> {
         };
         outgoing::write_derived(value, envelope, &self.topology.source.topic, record, &derived);
         let cut = self.cut(value, &id, &event_type.name, Spare::Change)?;
-        let (value, pointers) =
-            cut.as_ref().map_or((&*value, [].as_slice()), |cut| (&cut.value, &cut.pointers));
+        let value = cut.as_ref().map_or(&*value, |cut| &cut.value);
+        let pointers = cut.as_ref().map(|cut| cut.pointers.as_slice());
         out.push(&self.draft(Destination::Event(event.event_type), Origin::Derived, value));
         let headers = Headers { envelope, record, cloudevents: self.topology.policies.cloudevents };
         headers.of_derived(out, &event_type.name, &id, pointers);

@@ -155,7 +155,7 @@ impl Head {
     }
 }
 
-fn bounds(topology: &Topology, topic: &str, partition: i32) -> Result<(i64, i64)> {
+pub(super) fn bounds(topology: &Topology, topic: &str, partition: i32) -> Result<(i64, i64)> {
     let reader: BaseConsumer<Logs> =
         clients::log_reader(topology).create_with_context(Logs).context("create a client")?;
     topics::bounds(&reader, topic, partition)

@@ -36,7 +36,7 @@ use expected::{Scratch, store_settings};
 pub use reading::Progress;
 pub use report::{Line, Report};
 use rows::Sorted;
-pub use runs::{Run, runs};
+pub use runs::{Replays, Run};
 pub use state::{StateFinding, StateReport};
 use work::Work;
 

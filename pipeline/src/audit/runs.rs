@@ -5,6 +5,8 @@
 
 use std::collections::HashMap;
 
+use crate::commit_record::{IdsRecord, Rebuilding};
+
 /// A stretch of an input partition that was emitted in one go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Run {
@@ -17,9 +19,42 @@ pub struct Run {
     pub output_ends: HashMap<(String, i32), i64>,
 }
 
-/// The runs of an input partition, in their order. Without a replay it is one:
-/// from the raw topic's first record to what is committed.
-#[must_use]
-pub fn runs(_partition: i32, low: i64, committed: i64) -> Vec<Run> {
-    vec![Run { from: low, to: committed, output_ends: HashMap::new() }]
+/// The replays of an input partition, as its ids log tells them. A rebuild that
+/// was begun again emitted nothing before: it takes the place of the one before it.
+#[derive(Debug, Default)]
+pub struct Replays {
+    done: Vec<Rebuilding>,
+    begun: Option<Rebuilding>,
+}
+
+impl Replays {
+    /// Takes the log's next record.
+    pub fn take(&mut self, record: IdsRecord) {
+        match record {
+            IdsRecord::Rebuilding(again) => {
+                let from = self.begun.take().map_or(again.from, |before| before.from);
+                self.begun = Some(Rebuilding { from, ..again });
+            }
+            // A commit record at the position ends the rebuild.
+            IdsRecord::Commit(_) => self.done.extend(self.begun.take()),
+            IdsRecord::Recomputed(_) => {}
+        }
+    }
+
+    /// The runs, in their order. Without a replay it is one: from the raw topic's
+    /// first record, `low`, to what is committed.
+    #[must_use]
+    pub fn runs(self, low: i64, committed: i64) -> Vec<Run> {
+        let mut runs = Vec::with_capacity(self.done.len() + 1);
+        let mut from = low;
+        for replay in self.done {
+            let ends = replay.output_ends.into_iter().flat_map(|(topic, ends)| {
+                (0..).zip(ends).map(move |(partition, end)| ((topic.clone(), partition), end))
+            });
+            runs.push(Run { from, to: replay.from, output_ends: ends.collect() });
+            from = replay.to.max(low);
+        }
+        runs.push(Run { from, to: committed, output_ends: HashMap::new() });
+        runs
+    }
 }

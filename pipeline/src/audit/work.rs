@@ -6,14 +6,17 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, anyhow};
+use rdkafka::Message;
 
 use super::cut::{Input, Output};
 use super::expected::{Emitted, Recomputation};
 use super::head::Changelog;
+use super::reading::Range;
 use super::rows::{Digests, Proof, Row, Spool};
-use super::runs::{Run, runs};
+use super::runs::{Replays, Run};
 use super::state::{StateReport, States};
-use super::{Audit, found};
+use super::{Audit, found, head, reading};
+use crate::commit_record::IdsRecord;
 use crate::store::Store;
 use crate::topology::Topology;
 
@@ -96,7 +99,7 @@ impl Audit<'_> {
     fn input(&self, input: &Input, spool: &mut Spool, work: &mut Work) -> Result<()> {
         let store = self.store_on_disk(input.partition)?;
         let changelog = self.changelog(input, store.as_ref())?;
-        let runs = runs(input.partition, input.low, input.committed);
+        let runs = self.replays(input)?.runs(input.low, input.committed);
         let topics = Topics::new(&self.topology, &self.cut.outputs);
         let recomputation = self.recomputation(input, changelog.as_ref());
         let recomputed = recomputation.run(
@@ -116,6 +119,20 @@ impl Audit<'_> {
             work.cut_inputs.insert(input.partition, input.low);
         }
         changelog.map_or(Ok(()), |changelog| changelog.store.wipe().map(drop))
+    }
+
+    /// What the ids log tells of replays, as far as it reaches back.
+    fn replays(&self, input: &Input) -> Result<Replays> {
+        let mut replays = Replays::default();
+        let Some(ends) = input.ends else { return Ok(replays) };
+        let (partition, topic) = (input.partition, &self.topology.ids_topic);
+        let (from, _) = head::bounds(&self.topology, topic, partition)?;
+        let range = Range { partition, from, to: ends.ids };
+        reading::read(&self.topology, topic, &[range], self.progress, |record| {
+            replays.take(IdsRecord::decode(record.payload().unwrap_or_default())?);
+            Ok(())
+        })?;
+        Ok(replays)
     }
 
     pub(super) fn recomputation<'r>(

@@ -20,6 +20,7 @@ const STEP_BYTES_MAX: usize = 1024 * 1024;
 const STEP_TIME_MAX: Duration = Duration::from_millis(100);
 
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 /// What the group has committed for a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -207,11 +208,16 @@ pub(crate) fn watermarks<C: ConsumerContext>(
     topic: &str,
     partition: i32,
 ) -> Result<(i64, i64), Trouble> {
-    client.fetch_watermarks(topic, partition, QUERY_TIMEOUT).map_err(|error| {
-        let what = format!("ask where {topic} [{partition}] ends");
-        if is_passing(&error) {
-            return Trouble::Rebuild(format!("{what}: {error}"));
+    let what = || format!("ask where {topic} [{partition}] ends");
+    let until = Instant::now() + QUERY_TIMEOUT;
+    loop {
+        match client.fetch_watermarks(topic, partition, QUERY_TIMEOUT) {
+            Ok(bounds) => return Ok(bounds),
+            Err(error) if !is_passing(&error) => return Err(Trouble::Stop(anyhow!(error).context(what()))),
+            // A topic that was just made may have no leader yet. New clients would
+            // not find one sooner, and a member that comes and goes unsettles the group.
+            Err(_) if Instant::now() < until => std::thread::sleep(ASK_AGAIN_AFTER),
+            Err(error) => return Err(Trouble::Rebuild(format!("{}: {error}", what()))),
         }
-        Trouble::Stop(anyhow!(error).context(what))
-    })
+    }
 }

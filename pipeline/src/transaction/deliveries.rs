@@ -70,15 +70,6 @@ impl Deliveries {
         self.take_failure();
     }
 
-    /// A record arrived: the broker's acknowledgement, on librdkafka's own thread.
-    pub(super) fn arrived(&self, opaque: usize, offset: i64) {
-        if let Some(end) = self.end(Report::of_opaque(opaque)) {
-            // A position is the next offset, hence the one.
-            end.fetch_max(offset + 1, Ordering::AcqRel);
-        }
-        self.delivered.fetch_add(1, Ordering::AcqRel);
-    }
-
     /// How many records arrived.
     pub(super) fn delivered(&self) -> u64 {
         self.delivered.load(Ordering::Acquire)
@@ -117,13 +108,21 @@ impl ClientContext for Deliveries {
 impl ProducerContext for Deliveries {
     type DeliveryOpaque = usize;
 
-    /// Only of what failed: see `delivery.report.only.error`.
-    fn delivery(&self, result: &DeliveryResult<'_>, _opaque: usize) {
-        if let Err((error, record)) = result {
-            let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
-            let why = format!("{} [{}]: {code}", record.topic(), record.partition());
-            // The first is the cause; what is purged after it is not.
-            self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert((code, why));
+    fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
+        match result {
+            Ok(record) => {
+                if let Some(end) = self.end(Report::of_opaque(opaque)) {
+                    // A position is the next offset, hence the one.
+                    end.fetch_max(record.offset() + 1, Ordering::AcqRel);
+                }
+                self.delivered.fetch_add(1, Ordering::AcqRel);
+            }
+            Err((error, record)) => {
+                let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+                let why = format!("{} [{}]: {code}", record.topic(), record.partition());
+                // The first is the cause; what is purged after it is not.
+                self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert((code, why));
+            }
         }
     }
 }

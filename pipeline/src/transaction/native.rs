@@ -5,9 +5,8 @@
 
 use std::ffi::{CStr, CString, c_void};
 use std::ptr;
-use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use rdkafka::bindings as c;
 use rdkafka::bindings::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR as NO_ERROR;
 use rdkafka::bindings::rd_kafka_vtype_t as vtype;
@@ -52,51 +51,18 @@ pub(super) struct Outgoing<'a> {
 pub(super) struct Client {
     topics: Vec<Topic>,
     producer: ThreadedProducer<Deliveries>,
-    /// Alive until the client's last thread has ended, which tells it of arrivals.
-    deliveries: Arc<Deliveries>,
-}
-
-/// What librdkafka calls for each record when its fate is known.
-unsafe extern "C" fn on_acknowledgement(
-    _client: *mut c::rd_kafka_t,
-    record: *mut c::rd_kafka_message_t,
-    deliveries: *mut c_void,
-) -> c::rd_kafka_resp_err_t {
-    // SAFETY: `connect` gave the pointer, and keeps what it points to; the
-    // record is librdkafka's, and valid for this call.
-    let (deliveries, record) = unsafe { (&*deliveries.cast::<Deliveries>(), &*record) };
-    // What failed is told by a report.
-    if record.err == NO_ERROR {
-        deliveries.arrived(record._private as usize, record.offset);
-    }
-    NO_ERROR
 }
 
 impl Client {
     pub(super) fn connect(config: &ClientConfig, context: Deliveries, topics: &[&str]) -> Result<Client> {
         let producer =
             ThreadedProducer::from_config_and_context(config, context).context("create the producer")?;
-        let deliveries = Arc::clone(producer.client().context());
-        // A report for each record costs an event, a queue and another thread's
-        // time; an interceptor is called where the acknowledgement is read
-        // (rdkafka.h, `rd_kafka_interceptor_f_on_acknowledgement_t`).
-        // SAFETY: nothing is sent yet, so nobody reads the list of interceptors;
-        // the context is alive as long as the client, for this struct holds it.
-        let code = unsafe {
-            c::rd_kafka_interceptor_add_on_acknowledgement(
-                producer.client().native_ptr(),
-                c"arrivals".as_ptr(),
-                Some(on_acknowledgement),
-                Arc::as_ptr(&deliveries).cast_mut().cast(),
-            )
-        };
-        ensure!(code == NO_ERROR, "watch the producer's arrivals: {}", RDKafkaErrorCode::from(code));
         let topics = topics.iter().map(|name| Topic::new(&producer, name)).collect::<Result<_>>()?;
-        Ok(Client { topics, producer, deliveries })
+        Ok(Client { topics, producer })
     }
 
     pub(super) fn deliveries(&self) -> &Deliveries {
-        &self.deliveries
+        self.producer.client().context()
     }
 
     /// Why the client cannot be used any more, if so.
