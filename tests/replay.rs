@@ -80,7 +80,7 @@ fn a_rebuild_that_is_killed_begins_again_and_nothing_is_emitted_from_half_a_stat
         ]);
     }
     let mut unfinished = 0;
-    for (text, count) in [("REPLAYING", 1), ("REPLAYING", 2), ("rebuilt", 1), ("REPLAYING", 3)] {
+    for (text, count) in [("rebuild begun", 1), ("rebuild begun", 1), ("rebuilt", 1), ("rebuild begun", 2)] {
         let mut process = pipeline.start("a");
         wait::until("the rebuild has come so far, or all is done", || {
             let come = process.log().lines(text).len() >= count;
@@ -100,13 +100,13 @@ fn a_rebuild_that_is_killed_begins_again_and_nothing_is_emitted_from_half_a_stat
 fn where_the_beginning_is_gone_tickets_whose_past_it_was_are_counted_and_the_others_replay() {
     let pipeline = emitted("replay-headless", &NASTY);
     let uids = in_every_partition("T");
-    // Kept: last written before the position. Gone: written behind it, first seen in what is cut.
+    // Kept: last written before the position. Gone: written behind it, and first seen in what is cut.
     let gone = in_every_partition("G");
     pipeline.append(uids.iter().chain(&gone).map(|uid| opened(uid)));
     let low = everywhere(&pipeline, |end| end);
     pipeline.append(gone.iter().map(|uid| moved(uid, "waiting")));
     let to = everywhere(&pipeline, |end| end);
-    pipeline.append(uids.iter().chain(&gone).map(|uid| moved(uid, "closed")));
+    pipeline.append(gone.iter().map(|uid| moved(uid, "closed")));
     pipeline.append(gone.iter().map(|uid| moved(uid, "open")));
     pipeline.run_until_caught_up();
     pipeline.delete_records_before(&low);
@@ -124,12 +124,15 @@ fn where_the_beginning_is_gone_tickets_whose_past_it_was_are_counted_and_the_oth
     }
     let log = pipeline.run_until_caught_up();
     assert_eq!(log.numbers("rebuilt", "tickets_whose_past_is_gone"), [1, 1, 1, 1], "{}", log.0);
+    pipeline.append(uids.iter().map(|uid| moved(uid, "closed")));
+    pipeline.run_until_caught_up();
+    let all_changes = pipeline.changes();
     for uid in &uids {
-        // Had its entry not been kept as it was, the second would be a first sight.
-        assert_eq!(pipeline.changes()[uid], ["status: open -> closed"; 2]);
+        // Had its entry not been kept as it was, this would be a first sight.
+        assert_eq!(all_changes[uid], ["status: open -> closed"]);
     }
     for uid in &gone {
-        let changes = &pipeline.changes()[uid];
+        let changes = &all_changes[uid];
         let first = ["status: open -> waiting", "status: waiting -> closed", "status: closed -> open"];
         // It begins at what the raw topic still holds: "waiting" is first sight there.
         assert_eq!(*changes, [&first[..], &first[1..]].concat());

@@ -152,6 +152,10 @@ impl Rebuild {
                 };
                 self.commit(opening, consumer, producer)?;
                 self.stage = Stage::Remove;
+                tracing::info!(
+                    partition = self.partition,
+                    "rebuild begun: until its end the state belongs to no position"
+                );
             }
             Stage::Remove => {
                 // What a transaction before this one could not commit comes first.

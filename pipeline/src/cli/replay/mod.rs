@@ -19,8 +19,8 @@ use ticket_pipeline::topology::{KeyedBy, Topology};
 
 use plan::{Kafka, Planned, Target};
 
-/// What was measured on two shared cores, of records of about 1 kB: the state's
-/// rebuild before the position, and the run from there on.
+/// Guesses on the careful side, with no measurement behind them, of records of
+/// about 1 kB: the rebuild before the position, and the run from there on.
 const REBUILT_PER_S: f64 = 100_000.0;
 const EMITTED_PER_S: f64 = 20_000.0;
 
