@@ -100,6 +100,8 @@ fn beside_a_pipeline_at_work_the_audit_sees_a_consistent_cut() {
     let pipeline = Pipeline::new("audited-live", &settings);
     pipeline.feed(&HISTORIES);
     let process = pipeline.start("a");
+    // It is at work, and has its state directory, once it has committed something.
+    pipeline.wait_until_committed(1);
     let mut in_the_middle = 0;
     let mut turns = 0;
     while in_the_middle < 3 {
