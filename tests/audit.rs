@@ -168,9 +168,9 @@ fn where_the_raw_topics_head_is_gone_the_audit_says_so_and_proves_the_rest() {
 
     // Of a ticket whose whole past is there, a repetition is a fault as ever.
     let closed = pipeline.topic("ticket.status.changed");
-    let doubled =
-        read(&closed, 0).into_iter().rfind(|record| record.key.as_deref() == Some(new[0].as_bytes()));
-    send(&closed, &[doubled.expect("the ticket's status has changed")]);
+    let changes = read([closed.as_str()].into_iter());
+    let doubled = changes[&closed].iter().rfind(|record| record.key.as_deref() == Some(new[0].as_bytes()));
+    send([(closed.clone(), doubled.expect("the ticket's status has changed"))].into_iter());
     audit(&pipeline, &[]).assert_one_fault(&["doubled: ", &closed]);
 }
 
@@ -200,12 +200,11 @@ impl Copied {
         original.run_until_caught_up();
         let topology = Topology::load(&original.topology_file()).unwrap();
         let group = format!("{}.", topology.group);
-        let all = |topic: &str| (0..PARTITIONS).flat_map(|partition| read(topic, partition)).collect();
-        let outputs = topology
-            .output_topics()
-            .map(|topic| (topic.trim_start_matches(&group).to_owned(), all(topic)))
-            .collect();
-        Copied { changelog: all(&topology.changelog_topic), outputs, original }
+        let mut all = read(topology.output_topics().chain([topology.changelog_topic.as_str()]));
+        let changelog = all.remove(&topology.changelog_topic).unwrap();
+        let outputs = all.into_iter();
+        let outputs = outputs.map(|(topic, records)| (topic.trim_start_matches(&group).to_owned(), records));
+        Copied { changelog, outputs: outputs.collect(), original }
     }
 
     /// Another group that seems to have emitted and remembered this.
@@ -213,11 +212,13 @@ impl Copied {
         let copy = self.original.beside("copy", &Settings::default());
         let (mut outputs, mut changelog) = (self.outputs.clone(), self.changelog.clone());
         tamper(&mut outputs, &mut changelog);
-        for (topic, records) in &outputs {
-            send(&copy.topic(topic), records);
-        }
         let topology = Topology::load(&copy.topology_file()).unwrap();
-        send(&topology.changelog_topic, &changelog);
+        let entries = changelog.iter().map(|record| (topology.changelog_topic.clone(), record));
+        let emitted = outputs.iter().flat_map(|(topic, records)| {
+            let topic = copy.topic(topic);
+            records.iter().map(move |record| (topic.clone(), record))
+        });
+        send(emitted.chain(entries));
         commit(&topology, &changelog);
         audit(&copy, &["--state"])
     }
@@ -378,18 +379,24 @@ fn client() -> ClientConfig {
     config
 }
 
-/// All committed records of a partition.
-fn read(topic: &str, partition: i32) -> Vec<Record> {
+/// All committed records of topics, by topic, in the order of their partitions and offsets.
+fn read<'t>(topics: impl Iterator<Item = &'t str>) -> BTreeMap<String, Vec<Record>> {
     let reader: BaseConsumer =
         client().set("enable.partition.eof", "true").set("enable.auto.commit", "false").create().unwrap();
     let mut list = TopicPartitionList::new();
-    list.add_partition_offset(topic, partition, Offset::Beginning).unwrap();
+    let mut all: BTreeMap<String, Vec<Record>> = BTreeMap::new();
+    for topic in topics {
+        all.insert(topic.to_owned(), Vec::new());
+        for partition in 0..PARTITIONS {
+            list.add_partition_offset(topic, partition, Offset::Beginning).unwrap();
+        }
+    }
     reader.assign(&list).unwrap();
-    let mut records = Vec::new();
-    loop {
+    let mut open = list.count();
+    while open > 0 {
         match reader.poll(wait::PATIENCE).expect("the broker answers") {
-            Ok(record) => records.push(Record {
-                partition,
+            Ok(record) => all.get_mut(record.topic()).unwrap().push(Record {
+                partition: record.partition(),
                 key: record.key().map(<[u8]>::to_vec),
                 value: record.payload().map(<[u8]>::to_vec),
                 timestamp_ms: record.timestamp().to_millis().unwrap(),
@@ -397,20 +404,23 @@ fn read(topic: &str, partition: i32) -> Vec<Record> {
                     headers.iter().map(|one| (one.key.to_owned(), one.value.map(<[u8]>::to_vec))).collect()
                 }),
             }),
-            Err(KafkaError::PartitionEOF(_)) => return records,
-            Err(error) => panic!("read {topic}: {error}"),
+            Err(KafkaError::PartitionEOF(_)) => open -= 1,
+            Err(error) => panic!("read what was emitted: {error}"),
         }
     }
+    all.values_mut().for_each(|records| records.sort_by_key(|record| record.partition));
+    all
 }
 
-fn send(topic: &str, records: &[Record]) {
+fn send<'r>(records: impl Iterator<Item = (String, &'r Record)>) {
+    // To a topic that was made this moment, only this keeps the order.
     let producer: BaseProducer = client().set("enable.idempotence", "true").create().unwrap();
-    for record in records {
+    for (topic, record) in records {
         let mut headers = OwnedHeaders::new();
         for (key, value) in &record.headers {
             headers = headers.insert(Header { key, value: value.as_ref() });
         }
-        let mut new = BaseRecord::<[u8], [u8]>::to(topic)
+        let mut new = BaseRecord::<[u8], [u8]>::to(&topic)
             .partition(record.partition)
             .timestamp(record.timestamp_ms)
             .headers(headers);
