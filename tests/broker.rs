@@ -67,6 +67,7 @@ fn script() -> PathBuf {
 }
 
 impl Broker {
+    #[allow(clippy::zombie_processes, reason = "the watchdog outlives us by design: it cleans up behind us")]
     fn up() -> Broker {
         let kafka = script();
         let folder =

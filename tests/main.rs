@@ -21,6 +21,7 @@ mod tidy;
 // With no broker.
 mod expected;
 mod laws;
+mod rebuild;
 
 // On the broker: what it takes,
 mod broker;
@@ -28,8 +29,10 @@ mod pipeline;
 mod process;
 
 // and what holds there.
+mod audit;
 mod bad_input;
 mod crash;
+mod replay;
 mod restore;
 mod same_output;
 mod shutdown;

@@ -170,7 +170,7 @@ impl Pipeline {
         command
     }
 
-    fn state(&self, instance: &str) -> PathBuf {
+    pub(crate) fn state(&self, instance: &str) -> PathBuf {
         self.folder.join(format!("state-{instance}"))
     }
 
@@ -214,10 +214,20 @@ impl Pipeline {
         self.start_with(instance, &[])
     }
 
+    /// Runs until everything is committed, and does this to a record on the way.
+    #[cfg(feature = "broken")]
+    pub(crate) fn start_broken(&self, what: &str) -> Process {
+        self.spawn(self.binary("a").env("BROKEN", what), "a", &["--until-caught-up"])
+    }
+
     pub(crate) fn start_with(&self, instance: &str, arguments: &[&str]) -> Process {
+        self.spawn(&mut self.binary(instance), instance, arguments)
+    }
+
+    fn spawn(&self, binary: &mut Command, instance: &str, arguments: &[&str]) -> Process {
         self.runs.set(self.runs.get() + 1);
         let log = self.folder.join(format!("run-{}-{instance}.log", self.runs.get()));
-        Process::start(self.binary(instance).arg("run").args(arguments), log)
+        Process::start(binary.arg("run").args(arguments), log)
     }
 
     /// Runs until everything is committed; the run's log.
@@ -240,7 +250,9 @@ impl Pipeline {
     fn committed_positions(&self) -> BTreeMap<i32, i64> {
         let asker = self.asker();
         let mut list = TopicPartitionList::new();
-        (0..PARTITIONS).for_each(|partition| drop(list.add_partition(&self.raw_topic, partition)));
+        for partition in 0..PARTITIONS {
+            list.add_partition(&self.raw_topic, partition);
+        }
         // A group that is new has no coordinator yet.
         let committed = wait::until("the broker knows what is committed", || {
             asker.committed_offsets(list.clone(), ANSWER_TIMEOUT).ok()
@@ -272,6 +284,59 @@ impl Pipeline {
             let mut config = client("group.id", &self.group);
             config.set("isolation.level", "read_uncommitted").create().expect("a consumer")
         })
+    }
+
+    // --- Replays ---------------------------------------------------------
+
+    /// Runs `replay` as soon as the group's members have left; what it says.
+    pub(crate) fn replay(&self, arguments: &[&str]) -> String {
+        let output = self.replay_when_idle(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    /// The same where it is refused; why.
+    pub(crate) fn refused_replay(&self, arguments: &[&str]) -> String {
+        let output = self.replay_when_idle(arguments);
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output.stdout));
+        text(&output.stderr)
+    }
+
+    fn replay_when_idle(&self, arguments: &[&str]) -> Output {
+        wait::until(&format!("{}: the group has no members", self.group), || {
+            let output = self.command(&[&["replay"], arguments].concat());
+            (!text(&output.stderr).contains("is active")).then_some(output)
+        })
+    }
+
+    /// Resets the group's offsets on the raw topic with Kafka's own tool.
+    pub(crate) fn reset_by_tool(&self, to: &[&str]) {
+        self.replay(&["--to-current"]);
+        let arguments = [
+            &["consumer-groups", "--reset-offsets", "--group", &self.group, "--topic", &self.raw_topic],
+            to,
+            &["--execute"],
+        ];
+        broker::tool(&arguments.concat());
+    }
+
+    /// Deletes the records of the raw topic before those offsets.
+    pub(crate) fn delete_records_before(&self, offsets: &BTreeMap<i32, i64>) {
+        let partitions: Vec<serde_json::Value> = offsets
+            .iter()
+            .map(|(partition, offset)| {
+                serde_json::json!({"topic": self.raw_topic, "partition": partition, "offset": offset})
+            })
+            .collect();
+        let file = self.folder.join("delete-records.json");
+        let list = serde_json::json!({"version": 1, "partitions": partitions});
+        std::fs::write(&file, list.to_string()).expect("the folder of tests can be written to");
+        broker::tool(&["delete-records", "--offset-json-file", file.to_str().expect("the path is text")]);
+    }
+
+    /// How many records are in a partition of the raw topic.
+    pub(crate) fn end_of(&self, partition: i32) -> i64 {
+        self.fed.borrow().iter().filter(|raw| raw.partition == partition).count() as i64
     }
 
     // --- Out -------------------------------------------------------------
@@ -352,10 +417,19 @@ impl Pipeline {
 
     /// What the tasks make of records: the tasks are held against the expected files elsewhere.
     fn expected_of(&self, raw: &[RawLine]) -> Vec<Sourced> {
+        self.expected_where(raw, |_| true)
+    }
+
+    /// The same of some records, behind all the others before them.
+    fn expected_where(&self, raw: &[RawLine], is_wanted: impl Fn(&RawLine) -> bool) -> Vec<Sourced> {
         let topology = Arc::new(self.topology.clone());
         let prefix = format!("{}.", self.group);
-        let emitted = Tasks::in_memory(&topology).process_by_source(raw);
-        let by_contract = emitted.into_iter().map(|(source, mut line)| {
+        let mut tasks = Tasks::in_memory(&topology);
+        let emitted = raw.iter().flat_map(|raw| {
+            let lines = tasks.process(raw).1;
+            lines.into_iter().filter(|_| is_wanted(raw)).map(|line| (raw.partition, line)).collect::<Vec<_>>()
+        });
+        let by_contract = emitted.map(|(source, mut line)| {
             line.topic = line.topic.trim_start_matches(&prefix).to_owned();
             line.value = line.value.map(|value| with_contract_name(&value, &self.raw_topic));
             for (name, value) in &mut line.headers {
@@ -371,6 +445,17 @@ impl Pipeline {
     /// Nothing lost, nothing doubled, every byte as it must be: for all that was fed.
     pub(crate) fn assert_emitted_as_expected(&self) {
         assert_same_by_source(&self.group, &self.expected_of(&self.fed.borrow()), &self.emitted());
+    }
+
+    /// The same, and after it once more what came from those positions on, for each replay.
+    pub(crate) fn assert_emitted_again_from(&self, replays: &[BTreeMap<i32, i64>]) {
+        let fed = self.fed.borrow();
+        let mut expected = self.expected_of(&fed);
+        for from in replays {
+            let is_again = |raw: &RawLine| raw.offset >= from[&raw.partition];
+            expected.extend(self.expected_where(&fed, is_again));
+        }
+        assert_same_by_source(&self.group, &expected, &self.emitted());
     }
 
     /// The same for what is committed so far, and nothing beyond it.

@@ -10,7 +10,7 @@ use ticket_pipeline::store::{Positions, StateDirectory, Store, StoreSettings};
 use ticket_pipeline::task::{Outcome, Task};
 use ticket_pipeline::topology::Topology;
 
-use crate::lines::{Line, Sourced};
+use crate::lines::Line;
 
 pub(crate) const PARTITIONS: i32 = 4;
 
@@ -71,11 +71,6 @@ impl Tasks {
         raw.iter().flat_map(|raw| self.process(raw).1).collect()
     }
 
-    /// The same, with the raw partition of each record's source.
-    pub(crate) fn process_by_source(&mut self, raw: &[RawLine]) -> Vec<Sourced> {
-        raw.iter().flat_map(|raw| self.process(raw).1.into_iter().map(|line| (raw.partition, line))).collect()
-    }
-
     /// As after a commit: the window forgets, and the stores follow.
     pub(crate) fn apply(&mut self, input: &BTreeMap<i32, i64>) {
         for (partition, task) in &mut self.tasks {
@@ -87,6 +82,7 @@ impl Tasks {
                 ids: *position,
                 input: *position,
                 stream_time_ms: task.stream_time_ms(),
+                rebuilding: None,
             };
             task.store.apply(&positions).expect("the store can be written");
         }

@@ -127,7 +127,7 @@ pub fn of_native<'a>(
         }
         Some(Field::Map(entries)) => {
             let key = key?;
-            let entry = entries.iter().find(|entry| entry.key == key)?;
+            let entry = find(entries, &key)?;
             let EntryValue::Known(text) = entry.value else { return None };
             return Some(announcement(rule, event_name, key, &canonical::form(text)));
         }
@@ -136,7 +136,8 @@ pub fn of_native<'a>(
     Some(announcement(rule, event_name, Cow::Borrowed(""), &value))
 }
 
-/// The only key whose value differs between two maps, unknown sides apart.
+/// The only key whose value differs between two maps, unknown sides apart;
+/// both are sorted by key.
 #[must_use]
 pub fn only_differing_key<'a>(one: &[Entry<'a>], other: &[Entry<'a>]) -> Option<Cow<'a, str>> {
     let in_one = one.iter().map(|entry| &entry.key);
@@ -152,7 +153,7 @@ pub fn only_differing_key<'a>(one: &[Entry<'a>], other: &[Entry<'a>]) -> Option<
 }
 
 fn find<'b, 'a>(entries: &'b [Entry<'a>], key: &str) -> Option<&'b Entry<'a>> {
-    entries.iter().find(|entry| entry.key == key)
+    entries.binary_search_by(|entry| (*entry.key).cmp(key)).ok().and_then(|index| entries.get(index))
 }
 
 fn value<'a>(entry: Option<&Entry<'a>>) -> EntryValue<'a> {

@@ -92,7 +92,9 @@ fn write_string(form: &mut Vec<u8>, content: &str) {
 fn write_number(form: &mut Vec<u8>, text: &str) {
     let number = Decimal::parse(text).expect("a number of a parsed document follows the grammar");
     form.push(if number.negative { b'-' } else { b'+' });
-    form.extend_from_slice(&number.magnitude.to_be_bytes());
+    let magnitude = number.magnitude.text();
+    form.extend_from_slice(&(magnitude.len() as u64).to_be_bytes());
+    form.extend_from_slice(magnitude.as_bytes());
     form.extend_from_slice(&(number.digits.len() as u64).to_be_bytes());
     form.extend_from_slice(&number.digits);
 }

@@ -11,11 +11,7 @@ use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{ClientConfig, ClientContext};
 
-use crate::topology::{Kafka, Topology};
-
-/// A transaction that is open for longer is aborted by the broker: the longest
-/// time that readers wait for a process that died and does not come back.
-pub const TRANSACTION_TIMEOUT_MS: u64 = 15_000;
+use crate::topology::{Kafka, TRANSACTION_TIMEOUT_MS, Topology};
 
 /// Who a worker is: the same names after a restart.
 #[derive(Debug, Clone)]
@@ -67,6 +63,7 @@ pub fn consumer(topology: &Topology, member: &Member) -> ClientConfig {
     config.set("fetch.max.bytes", (member.consumer_queue_kib * 1024).min(50 * 1024 * 1024).to_string());
     // With a small local queue the default of a second leaves the worker idle.
     config.set("fetch.queue.backoff.ms", "10");
+    set_all(&mut config, &topology.kafka.properties);
     set_all(&mut config, &topology.kafka.consumer);
     config.set("group.id", &topology.group);
     config.set("group.instance.id", &member.id);
@@ -78,7 +75,13 @@ pub fn consumer(topology: &Topology, member: &Member) -> ClientConfig {
     if config.get("group.protocol") == Some("consumer") {
         // Here the broker assigns and times out, and a static member that died
         // would be refused until its session ends.
-        for name in ["partition.assignment.strategy", "session.timeout.ms", "group.instance.id"] {
+        let classic = [
+            "partition.assignment.strategy",
+            "session.timeout.ms",
+            "heartbeat.interval.ms",
+            "group.instance.id",
+        ];
+        for name in classic {
             config.remove(name);
         }
     }
@@ -95,6 +98,7 @@ pub fn producer(topology: &Topology, member: &Member) -> ClientConfig {
     config.set("queue.buffering.max.kbytes", member.producer_queue_kib.to_string());
     config.set("queue.buffering.max.messages", "1000000");
     config.set("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS.to_string());
+    set_all(&mut config, &topology.kafka.properties);
     set_all(&mut config, &topology.kafka.producer);
     config.set("transactional.id", &member.id);
     config.set("enable.idempotence", "true");

@@ -12,6 +12,7 @@ use crate::store::{EventHash, Seen};
 const VERSION: u8 = 1;
 const KIND_COMMIT: u8 = 0;
 const KIND_REBUILDING: u8 = 1;
+const KIND_RECOMPUTED: u8 = 2;
 
 /// An id takes at most 36 bytes, so that a record stays below 512 KiB; a
 /// transaction with more of them writes several records.
@@ -22,14 +23,25 @@ pub const IDS_MAX: usize = 14_000;
 pub enum IdsRecord {
     /// What a transaction did to an input partition.
     Commit(CommitRecord),
-    /// A replay is making the state anew; no other record counts until the
-    /// commit record at `to`.
-    Rebuilding {
-        /// The input position from which entries are recomputed.
-        from: i64,
-        /// The input position at which the replay begins to emit.
-        to: i64,
-    },
+    /// A replay makes the state anew; until the next commit record it belongs
+    /// to no input position.
+    Rebuilding(Rebuilding),
+    /// What a replay recomputed so far: of a commit record all but that the
+    /// state belongs to its input position.
+    Recomputed(CommitRecord),
+}
+
+/// How a replay begins. The ids of what lies at `to` or beyond are void: they
+/// are noted again as their records are processed again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rebuilding {
+    /// The input position that the state belonged to.
+    pub from: i64,
+    /// The input position from which it emits again.
+    pub to: i64,
+    /// Each output topic with where its partitions ended then: what lies before
+    /// is the earlier runs'.
+    pub output_ends: Vec<(String, Vec<i64>)>,
 }
 
 /// Where an input partition stood after a transaction, and the ids it saw.
@@ -50,8 +62,9 @@ impl IdsRecord {
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![VERSION];
         match self {
-            IdsRecord::Commit(commit) => {
-                bytes.push(KIND_COMMIT);
+            IdsRecord::Commit(commit) | IdsRecord::Recomputed(commit) => {
+                let is_commit = matches!(self, IdsRecord::Commit(_));
+                bytes.push(if is_commit { KIND_COMMIT } else { KIND_RECOMPUTED });
                 write_number(&mut bytes, commit.input);
                 write_number(&mut bytes, commit.stream_time_ms);
                 let mut before = Seen { offset: commit.input, timestamp_ms: commit.stream_time_ms };
@@ -63,10 +76,16 @@ impl IdsRecord {
                     before = *seen;
                 }
             }
-            IdsRecord::Rebuilding { from, to } => {
+            IdsRecord::Rebuilding(Rebuilding { from, to, output_ends }) => {
                 bytes.push(KIND_REBUILDING);
                 write_number(&mut bytes, *from);
                 write_number(&mut bytes, *to);
+                for (topic, ends) in output_ends {
+                    write_length(&mut bytes, topic.len());
+                    bytes.extend_from_slice(topic.as_bytes());
+                    write_length(&mut bytes, ends.len());
+                    ends.iter().for_each(|end| write_number(&mut bytes, *end));
+                }
             }
         }
         bytes
@@ -78,7 +97,7 @@ impl IdsRecord {
     /// Where they are of another version or kind, or damaged; whatever they are,
     /// it does not panic.
     pub fn decode(bytes: &[u8]) -> Result<IdsRecord> {
-        let Some(([version, kind], mut rest)) = bytes.split_first_chunk() else {
+        let Some(([version, kind], rest)) = bytes.split_first_chunk() else {
             bail!("the record of the ids log is too short");
         };
         ensure!(
@@ -88,12 +107,8 @@ impl IdsRecord {
         );
         match *kind {
             KIND_COMMIT => decode_commit(rest).map(IdsRecord::Commit),
-            KIND_REBUILDING => {
-                let from = read_number(&mut rest)?;
-                let to = read_number(&mut rest)?;
-                ensure!(rest.is_empty(), "the record of the ids log is too long");
-                Ok(IdsRecord::Rebuilding { from, to })
-            }
+            KIND_REBUILDING => decode_rebuilding(rest).map(IdsRecord::Rebuilding),
+            KIND_RECOMPUTED => decode_commit(rest).map(IdsRecord::Recomputed),
             kind => bail!(
                 "the record of the ids log is of kind {kind}, which this program does not know: run the newer program \
                  that wrote it"
@@ -117,6 +132,33 @@ fn decode_commit(mut bytes: &[u8]) -> Result<CommitRecord> {
         ids.push((*id, before));
     }
     Ok(CommitRecord { input, stream_time_ms, ids })
+}
+
+fn decode_rebuilding(mut bytes: &[u8]) -> Result<Rebuilding> {
+    let from = read_number(&mut bytes)?;
+    let to = read_number(&mut bytes)?;
+    let mut output_ends = Vec::new();
+    while !bytes.is_empty() {
+        let length = read_length(&mut bytes)?;
+        let (topic, rest) =
+            bytes.split_at_checked(length).context("the record of the ids log ends within a topic")?;
+        bytes = rest;
+        let topic = std::str::from_utf8(topic).context("the record of the ids log names no topic")?;
+        let partitions = read_length(&mut bytes)?;
+        let ends = (0..partitions).map(|_| read_number(&mut bytes)).collect::<Result<_>>()?;
+        output_ends.push((topic.to_owned(), ends));
+    }
+    Ok(Rebuilding { from, to, output_ends })
+}
+
+fn write_length(bytes: &mut Vec<u8>, length: usize) {
+    write_number(bytes, i64::try_from(length).unwrap_or(i64::MAX));
+}
+
+/// Each of what is counted takes a byte at least.
+fn read_length(bytes: &mut &[u8]) -> Result<usize> {
+    let length = usize::try_from(read_number(bytes)?).ok().filter(|length| *length <= bytes.len());
+    length.context("the record of the ids log is shorter than it says")
 }
 
 /// Seven bits a byte, the sign in the lowest bit, so that small differences are short.
@@ -195,13 +237,19 @@ mod tests {
             stream_time_ms in any::<i64>(),
             ids in prop::collection::vec((any::<EventHash>(), any_seen()), 0..40),
         ) {
-            let record = IdsRecord::Commit(CommitRecord { input, stream_time_ms, ids });
-            prop_assert_eq!(IdsRecord::decode(&record.encode()).unwrap(), record);
+            let commit = CommitRecord { input, stream_time_ms, ids };
+            for record in [IdsRecord::Commit(commit.clone()), IdsRecord::Recomputed(commit)] {
+                prop_assert_eq!(IdsRecord::decode(&record.encode()).unwrap(), record);
+            }
         }
 
         #[test]
-        fn a_rebuilding_record_reads_as_it_was_written(from in any::<i64>(), to in any::<i64>()) {
-            let record = IdsRecord::Rebuilding { from, to };
+        fn a_rebuilding_record_reads_as_it_was_written(
+            from in any::<i64>(),
+            to in any::<i64>(),
+            output_ends in prop::collection::vec(("[a-z.]{0,9}", prop::collection::vec(any::<i64>(), 0..9)), 0..5),
+        ) {
+            let record = IdsRecord::Rebuilding(Rebuilding { from, to, output_ends });
             prop_assert_eq!(IdsRecord::decode(&record.encode()).unwrap(), record);
         }
 

@@ -206,7 +206,20 @@ pub fn idle_since(entry: &[u8]) -> Option<i64> {
 /// The raw offset that last wrote this entry; `None` where the bytes are no entry.
 #[must_use]
 pub fn written_at(entry: &[u8]) -> Option<i64> {
-    Some(Header::read(entry)?.0.written_at)
+    written_and_first(entry).map(|(written_at, _)| written_at)
+}
+
+/// The raw offsets that wrote this entry last and first; `None` where the bytes are no entry.
+#[must_use]
+pub fn written_and_first(entry: &[u8]) -> Option<(i64, i64)> {
+    let header = Header::read(entry)?.0;
+    Some((header.written_at, header.first_offset))
+}
+
+/// The raw offset that wrote this entry first; `None` where the bytes are no entry.
+#[must_use]
+pub fn first_offset(entry: &[u8]) -> Option<i64> {
+    Some(Header::read(entry)?.0.first_offset)
 }
 
 /// The known values: of each the rule's key, a tag, and what it takes.

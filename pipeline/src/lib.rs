@@ -26,17 +26,15 @@
 //!  commit_record what the ids log and the committed offsets' metadata say
 //!  restore     bring a store to where the log says it should be
 //!  transaction begin, send, commit, abort; what an error asks of the worker
+//!  rebuild     make the state what it was, for a replay
 //!  crash       steps at which a test lets the process die
+//!  broken      what a build that is broken on purpose does to a record
 //!  worker      the loop: poll, process, commit, apply; rebalance, shutdown
 //!  pipeline    the process: workers, signals, progress, the state directory's lock
 //!  topics      what the topics must be like, and making them so
+//!  audit       proves on the topics that nothing was lost, doubled or changed
 //!  lines       records as lines of JSON, for people and tests
 //! ```
-
-/// Rust's, RocksDB's and librdkafka's memory alike: glibc's allocator costs an
-/// event about a tenth more CPU, and keeps more of what was freed.
-#[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 pub mod topology;
 
@@ -82,12 +80,18 @@ pub mod restore;
 
 pub mod transaction;
 
+pub mod rebuild;
+
 pub mod crash;
+
+pub mod broken;
 
 pub mod worker;
 
 pub mod pipeline;
 
 pub mod topics;
+
+pub mod audit;
 
 pub mod lines;

@@ -65,8 +65,9 @@ pub struct Derived<'a> {
 #[must_use]
 pub fn derived_id(envelope: &Envelope<'_>, event_name: &str, subject: &str) -> String {
     let org_id = envelope.org_id.and_then(content).unwrap_or(Cow::Borrowed(""));
-    let name = format!("{org_id}|{}|{event_name}|{subject}", envelope.event_id);
-    Uuid::new_v5(&NAMESPACE, name.as_bytes()).hyphenated().to_string()
+    let name = [&*org_id, &envelope.event_id, event_name, subject].join("|");
+    let mut text = Uuid::encode_buffer();
+    Uuid::new_v5(&NAMESPACE, name.as_bytes()).hyphenated().encode_lower(&mut text).to_owned()
 }
 
 /// Writes a derived event's value.
@@ -205,7 +206,7 @@ pub struct Headers<'a> {
 
 impl Headers<'_> {
     /// Gives the outbox's last record, a forwarded one or its late copy, its headers.
-    pub fn of_forwarded(&self, out: &mut Outbox, truncated: &[String]) {
+    pub fn of_forwarded(&self, out: &mut Outbox, truncated: Option<&[String]>) {
         let Envelope { event_name, event_id, .. } = self.envelope;
         self.common(out, event_name, event_id, None, truncated);
         for (name, value) in self.record.headers {
@@ -216,11 +217,18 @@ impl Headers<'_> {
     }
 
     /// Gives the outbox's last record, a derived one, its headers.
-    pub fn of_derived(&self, out: &mut Outbox, name: &str, id: &str, truncated: &[String]) {
+    pub fn of_derived(&self, out: &mut Outbox, name: &str, id: &str, truncated: Option<&[String]>) {
         self.common(out, name, id, Some(&self.envelope.event_id), truncated);
     }
 
-    fn common(&self, out: &mut Outbox, name: &str, id: &str, cause: Option<&str>, truncated: &[String]) {
+    fn common(
+        &self,
+        out: &mut Outbox,
+        name: &str,
+        id: &str,
+        cause: Option<&str>,
+        truncated: Option<&[String]>,
+    ) {
         let mut put = |name: &str, value: &str| out.header(name.as_bytes(), Some(value.as_bytes()));
         let envelope = self.envelope;
         let org_id = envelope.org_id.and_then(content);
@@ -256,7 +264,7 @@ impl Headers<'_> {
                 out.header(name, *value);
             }
         }
-        if !truncated.is_empty() {
+        if let Some(truncated) = truncated {
             out.header(b"truncated_fields", Some(truncated.join(",").as_bytes()));
         }
     }

@@ -4,6 +4,7 @@
 //! is remembered of it, so a record that must go to the dead-letter topic after
 //! all leaves no trace. The task knows no clock and no Kafka client.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -86,7 +87,7 @@ impl Task {
     /// Only where the store cannot be read; bad input is an outcome.
     pub fn process(&mut self, record: &RawRecord<'_>, out: &mut Outbox) -> Result<Outcome> {
         out.clear();
-        self.stream_time_ms = self.stream_time_ms.max(record.timestamp_ms);
+        self.pass(record.timestamp_ms);
         let forgotten_before_ms = self.forgotten_before_ms();
         let topology = &*self.topology;
         let dead_letter = |out: &mut Outbox, unusable: &Unusable| {
@@ -100,7 +101,8 @@ impl Task {
             Err(unusable) => return dead_letter(out, &unusable),
         };
         let id = event_hash(&envelope.event_id);
-        let duplicate = |seen: Seen| seen.offset != record.offset && seen.timestamp_ms >= forgotten_before_ms;
+        // What lies ahead was noted by a run before a replay, and is void.
+        let duplicate = |seen: Seen| seen.offset < record.offset && seen.timestamp_ms >= forgotten_before_ms;
         if self.store.seen(&id)?.is_some_and(duplicate) {
             return Ok(Outcome::of(Fate::Duplicate));
         }
@@ -116,7 +118,10 @@ impl Task {
                 .with_context(|| format!("decode the entry of ticket \"{}\"", envelope.uid))?,
             None => Entry::new(record.offset),
         };
-        entry.forget(forgotten_before_ms);
+        if entry.forget(forgotten_before_ms) && entry.is_empty() {
+            // As if the sweep had been there already: what is remembered must not depend on when it runs.
+            entry = Entry::new(record.offset);
+        }
         let transition = transition::happen(
             topology,
             &self.rule_set.reader,
@@ -146,6 +151,22 @@ impl Task {
         }
         self.store.see(id, Seen { offset: record.offset, timestamp_ms: record.timestamp_ms });
         Ok(outcome)
+    }
+
+    /// Lets stream time go on past a record that is not processed.
+    pub fn pass(&mut self, timestamp_ms: i64) {
+        self.stream_time_ms = self.stream_time_ms.max(timestamp_ms);
+    }
+
+    /// Whose event a record holds, and which; `None` where it goes to the
+    /// dead-letter topic whatever the state is.
+    pub fn identify<'a>(&'a mut self, record: &RawRecord<'a>) -> Option<(Cow<'a, str>, EventHash)> {
+        let envelope = self.decoder.decode(record, &self.topology).ok()?;
+        let text = envelope.text.as_bytes();
+        let limit = self.topology.limits.record_bytes_max;
+        let fits = text.len() <= limit || truncate::cut(text, limit, Spare::Nothing).is_some();
+        let id = event_hash(&envelope.event_id);
+        fits.then_some((envelope.uid, id))
     }
 
     /// Forgets at most `limit` entries that the window has forgotten; called
@@ -219,7 +240,8 @@ impl Emission<'_> {
         let (envelope, record) = (self.envelope, self.record);
         let text = envelope.text.as_bytes();
         let cut = self.cut(text, &envelope.event_id, &envelope.event_name, Spare::Nothing)?;
-        let (value, pointers) = cut.as_ref().map_or((text, [].as_slice()), |cut| (&cut.value, &cut.pointers));
+        let value = cut.as_ref().map_or(text, |cut| &cut.value);
+        let pointers = cut.as_ref().map(|cut| cut.pointers.as_slice());
         let headers = Headers { envelope, record, cloudevents: self.topology.policies.cloudevents };
         let copies =
             [(Destination::Event(envelope.event_type), Origin::Forwarded), (Destination::Late, Origin::Late)];
@@ -262,8 +284,8 @@ impl Emission<'_> {
         };
         outgoing::write_derived(value, envelope, &self.topology.source.topic, record, &derived);
         let cut = self.cut(value, &id, &event_type.name, Spare::Change)?;
-        let (value, pointers) =
-            cut.as_ref().map_or((&*value, [].as_slice()), |cut| (&cut.value, &cut.pointers));
+        let value = cut.as_ref().map_or(&*value, |cut| &cut.value);
+        let pointers = cut.as_ref().map(|cut| cut.pointers.as_slice());
         out.push(&self.draft(Destination::Event(event.event_type), Origin::Derived, value));
         let headers = Headers { envelope, record, cloudevents: self.topology.policies.cloudevents };
         headers.of_derived(out, &event_type.name, &id, pointers);

@@ -234,8 +234,8 @@ impl<'a> Ticket<'a> {
     /// `Some(None)` is a reference that is said to be empty.
     fn reference(&self, rule: &Readable) -> Option<Option<Identity<'a>>> {
         for path in &rule.paths {
-            let reference = self.at(path);
-            let said = match reference {
+            let mut parts = Parts::default();
+            let said = match self.at(path) {
                 None => match self.beside(path, &path.id).or_else(|| self.beside(path, &path.name)) {
                     Some(value) => said(value),
                     None => continue,
@@ -244,8 +244,9 @@ impl<'a> Ticket<'a> {
                     if object.is_empty() {
                         return Some(None);
                     }
+                    parts = Parts::of(object);
                     // An object that does not say whom it means is passed over.
-                    let Some(identity) = first_of(object, &["uid", "id", "name"]) else { continue };
+                    let Some(identity) = parts.identity() else { continue };
                     said(identity)
                 }
                 // A number is no reference by itself: only a string is.
@@ -257,12 +258,8 @@ impl<'a> Ticket<'a> {
                 Said::Empty => return Some(None),
                 Said::Identity(id) => id,
             };
-            let name = reference
-                .and_then(|object| first_of(object, &["name", "displayName"]))
-                .or_else(|| self.beside(path, &path.name))
-                .and_then(word);
-            let email =
-                reference.filter(|_| rule.email).and_then(|object| object.get("email")).and_then(word);
+            let name = parts.name.or(parts.display_name).or_else(|| self.beside(path, &path.name));
+            let (name, email) = (name.and_then(word), parts.email.filter(|_| rule.email).and_then(word));
             return Some(Some(Identity { id, name, email }));
         }
         None
@@ -289,8 +286,38 @@ fn said(value: Value<'_>) -> Said<'_> {
     }
 }
 
-fn first_of<'a>(object: Value<'a>, names: &[&str]) -> Option<Value<'a>> {
-    names.iter().find_map(|name| object.get(name))
+/// What an object says of whom or what it means, found in one pass; of
+/// repeated members the last.
+#[derive(Default)]
+struct Parts<'a> {
+    uid: Option<Value<'a>>,
+    id: Option<Value<'a>>,
+    name: Option<Value<'a>>,
+    display_name: Option<Value<'a>>,
+    email: Option<Value<'a>>,
+}
+
+impl<'a> Parts<'a> {
+    fn of(object: Value<'a>) -> Parts<'a> {
+        let mut parts = Parts::default();
+        for (name, value) in object.members() {
+            let Some(name) = name.string() else { continue };
+            let part = match &*name {
+                "uid" => &mut parts.uid,
+                "id" => &mut parts.id,
+                "name" => &mut parts.name,
+                "displayName" => &mut parts.display_name,
+                "email" => &mut parts.email,
+                _ => continue,
+            };
+            *part = Some(value);
+        }
+        parts
+    }
+
+    fn identity(&self) -> Option<Value<'a>> {
+        self.uid.or(self.id).or(self.name)
+    }
 }
 
 /// A string with content that is not the mark: what a name or an e-mail address must be.
@@ -314,11 +341,8 @@ fn read_set(value: Value<'_>) -> Option<Vec<Cow<'_, str>>> {
     }
     let mut identities = Vec::new();
     for element in value.elements() {
-        let identity = if element.kind() == Json::Object {
-            first_of(element, &["uid", "id", "name"])
-        } else {
-            Some(element)
-        };
+        let identity =
+            if element.kind() == Json::Object { Parts::of(element).identity() } else { Some(element) };
         let Some(identity) = identity else { continue };
         match said(identity) {
             Said::Identity(identity) => identities.push(identity),
@@ -349,7 +373,8 @@ fn read_map(value: Value<'_>) -> Option<Vec<Entry<'_>>> {
                     return None;
                 }
                 let Some(custom_field) = element.get("customField") else { continue };
-                let Some(key) = first_of(custom_field, &["uid", "id", "name"]) else { continue };
+                let parts = Parts::of(custom_field);
+                let Some(key) = parts.identity() else { continue };
                 let key = match key.kind() {
                     Json::Number => Cow::Borrowed(key.raw()),
                     Json::String => key.string()?,
@@ -358,8 +383,9 @@ fn read_map(value: Value<'_>) -> Option<Vec<Entry<'_>>> {
                 if is_mark(&key) {
                     return None;
                 }
-                let value = first_of(element, &["value", "data"]).map_or(EntryValue::None, entry_value);
-                entries.push(Entry { key, name: custom_field.get("name").and_then(word), value });
+                let value = element.get("value").or_else(|| element.get("data"));
+                let value = value.map_or(EntryValue::None, entry_value);
+                entries.push(Entry { key, name: parts.name.and_then(word), value });
             }
             entries
         }
@@ -393,7 +419,7 @@ fn entry_value(value: Value<'_>) -> EntryValue<'_> {
 pub fn named_key(payload: Value<'_>) -> Option<Cow<'_, str>> {
     let custom_field = payload.get("customField").and_then(|field| match field.kind() {
         Json::String => usable(field),
-        Json::Object => first_of(field, &["uid", "id", "name"]).and_then(usable),
+        Json::Object => Parts::of(field).identity().and_then(usable),
         _ => None,
     });
     custom_field.or_else(|| payload.get("customFieldId").and_then(usable))

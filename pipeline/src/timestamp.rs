@@ -37,11 +37,8 @@ pub fn format_utc(ms: i64) -> String {
 }
 
 fn epoch(text: &str) -> Option<i64> {
-    let mut number = Decimal::parse(text)?;
-    if !number.below_power_of_ten(SECONDS_BELOW_POWER_OF_TEN) {
-        number.magnitude -= 3;
-    }
-    number.thousandfold_floor()
+    let number = Decimal::parse(text)?;
+    number.scaled_floor(if number.below_power_of_ten(SECONDS_BELOW_POWER_OF_TEN) { 3 } else { 0 })
 }
 
 /// RFC 3339's `date-time`, the separator being `T` or `t`.

@@ -41,18 +41,19 @@ pub fn cut(text: &[u8], limit: usize, spare: Spare) -> Option<Cut> {
     let list = List::of(root);
     let mut bytes = text.len();
     let mut list_bytes = "[]".len();
-    for (index, string) in strings.iter().enumerate() {
+    // A list of cuts that came along and makes way may be all that was too much.
+    let mut count = 0;
+    while bytes + list.added(list_bytes) > limit + list.removed() {
+        let string = strings.get(count)?;
         bytes -= string.len - MARK_TEXT_LEN;
-        list_bytes += string.pointer_text().len() + usize::from(index > 0);
-        if bytes + list.added(list_bytes) <= limit + list.removed() {
-            let cuts = strings.get(..=index).unwrap_or_default();
-            return Some(Cut {
-                value: rewrite(text, cuts, &list),
-                pointers: cuts.iter().map(|cut| cut.pointer.clone()).collect(),
-            });
-        }
+        list_bytes += string.pointer_text().len() + usize::from(count > 0);
+        count += 1;
     }
-    None
+    let cuts = strings.get(..count)?;
+    Some(Cut {
+        value: rewrite(text, cuts, &list),
+        pointers: cuts.iter().map(|cut| cut.pointer.clone()).collect(),
+    })
 }
 
 /// A string that may be cut.

@@ -5,9 +5,11 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod audit;
 mod config;
 mod derive;
 mod feed;
+mod replay;
 mod run;
 mod topics;
 mod watch;
@@ -35,8 +37,12 @@ enum Command {
     Derive(derive::Arguments),
     /// Load raw lines into the raw topic.
     Feed(feed::Arguments),
+    /// Reset the group to an earlier position, so that the next run emits again from there.
+    Replay(replay::Arguments),
     /// Show derived events as they come, a line each.
     Watch(watch::Arguments),
+    /// Prove that nothing was lost, doubled or changed.
+    Audit(audit::Arguments),
 }
 
 /// Exit codes: 0 done, 1 it went wrong or a check found something, 2 a usage error.
@@ -49,7 +55,9 @@ pub(crate) fn main() -> ExitCode {
         Command::Topics(arguments) => topics::run(topology, &arguments),
         Command::Derive(arguments) => derive::run(topology, &arguments),
         Command::Feed(arguments) => feed::run(topology, &arguments),
+        Command::Replay(arguments) => replay::run(topology, &arguments),
         Command::Watch(arguments) => watch::run(topology, &arguments),
+        Command::Audit(arguments) => audit::run(topology, &arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("ticket-pipeline: {error:#}");

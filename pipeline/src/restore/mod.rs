@@ -3,8 +3,9 @@
 //!
 //! The committed offset's metadata names the ends of changelog and ids log that
 //! belong to it; the difference between them and the store's positions is read.
-//! It advances in bounded steps, so that its worker keeps polling. It does not
-//! know tasks, nor what an entry means.
+//! It advances in bounded steps, so that its worker keeps polling. Where the
+//! committed offset was moved back it says so; how a state is made anew is
+//! [`crate::rebuild`]'s to know. It does not know tasks, nor what an entry means.
 
 mod plan;
 mod reader;
@@ -15,13 +16,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 
-use crate::clients::{self, TRANSACTION_TIMEOUT_MS};
+use crate::clients;
 use crate::commit_record::Ends;
-use crate::store::{Positions, StateDirectory, Store, Writes};
+use crate::store::{Positions, Reset, StateDirectory, Store, Writes};
+use crate::topology::TRANSACTION_TIMEOUT_MS;
 use crate::topology::Topology;
 use crate::transaction::Trouble;
 use plan::{Plan, Start};
-use reader::{Committed, Log, Reader, committed, create, watermarks};
+use reader::{Committed, Log, Reader, committed};
+pub(crate) use reader::{create, is_passing, watermarks};
 
 /// While a transaction holds offsets back, asking for them blocks; the worker
 /// has others to serve meanwhile. A slow broker is given more time by and by.
@@ -105,6 +108,22 @@ pub struct Restored {
     pub ends: Ends,
     /// The greatest Kafka timestamp read so far, in milliseconds; `i64::MIN` at first.
     pub stream_time_ms: i64,
+    /// The state does not belong to that position yet: it is to be made anew.
+    pub replay: Option<Replay>,
+}
+
+/// What a replay asks for, and what it finds.
+#[derive(Debug, Clone, Copy)]
+pub struct Replay {
+    /// From where to where.
+    pub reset: Reset,
+    /// The log has it already: it began before, and did not end.
+    pub is_logged: bool,
+    /// Up to which position the state is whole; `None` where an earlier attempt
+    /// has begun to change it.
+    pub whole_at: Option<i64>,
+    /// Where the raw topic begins now.
+    pub low: i64,
 }
 
 impl Restore {
@@ -242,6 +261,7 @@ impl Restore {
             ids: plan.from.ids,
             input: known.map_or(Positions::NO_INPUT, |at| at.input),
             stream_time_ms: known.map_or(i64::MIN, |at| at.stream_time_ms),
+            rebuilding: known.and_then(|at| at.rebuilding),
         };
         tracing::info!(
             partition = self.partition,
@@ -306,7 +326,8 @@ impl Restore {
         let Course { store, committed, targets: ends } = course;
         let at = store.positions();
         let state = at.map(|at| at.input).filter(|input| *input != Positions::NO_INPUT);
-        if state.is_none() && (ends.changelog > 0) {
+        // An aborted transaction moves the logs' ends, and leaves nothing to read.
+        if state.is_none() && self.records > 0 {
             return Err(Trouble::Stop(anyhow!(
                 "restore partition {}: {} holds state, and {} does not say which input position it belongs to: it \
                  has lost its records. To begin without state, delete both topics and run `ticket-pipeline topics apply`",
@@ -315,8 +336,9 @@ impl Restore {
                 setup.topology.ids_topic
             )));
         }
-        let start = Start::judge(state, committed.map(|committed| committed.position));
-        let position = self.position(setup, consumer, start)?;
+        let rebuilding = at.and_then(|at| at.rebuilding);
+        let start = Start::judge(state, rebuilding, committed.map(|committed| committed.position));
+        let (position, replay) = self.position(setup, consumer, start)?;
         tracing::info!(
             partition = self.partition,
             position,
@@ -325,28 +347,29 @@ impl Restore {
             "restored"
         );
         let stream_time_ms = at.map_or(i64::MIN, |at| at.stream_time_ms);
-        Ok(Progress::Done(Box::new(Restored { store, position, ends, stream_time_ms })))
+        Ok(Progress::Done(Box::new(Restored { store, position, ends, stream_time_ms, replay })))
     }
 
+    /// Where the input goes on, and what has to be made anew before it does.
     fn position<C: ConsumerContext>(
         &self,
         setup: &Setup,
         consumer: &BaseConsumer<C>,
         start: Start,
-    ) -> Result<i64, Trouble> {
+    ) -> Result<(i64, Option<Replay>), Trouble> {
         let partition = self.partition;
         let topic = &setup.topology.source.topic;
-        let (low, _) = watermarks(consumer, topic, partition)?;
-        let position = match start {
-            Start::Beginning => return Ok(low),
-            Start::Level(position) => position,
+        let (low, end) = watermarks(consumer, topic, partition)?;
+        let (position, reset) = match start {
+            Start::Beginning => return Ok((low, None)),
+            Start::Level(position) => (position, None),
             Start::Forgotten(position) => {
                 tracing::warn!(
                     partition,
                     position,
                     "no committed offset: going on from the state's input position"
                 );
-                position
+                (position, None)
             }
             Start::Skip { state, committed } => {
                 tracing::warn!(
@@ -355,22 +378,49 @@ impl Restore {
                     committed,
                     "SKIPPING: the committed offset is ahead of the state; what lies between is never read"
                 );
-                committed
+                (committed, None)
             }
-            Start::Replay { state, committed } => {
-                return Err(Trouble::Stop(anyhow!(
-                    "the committed offset {committed} of {topic} [{partition}] is behind the state's input position \
-                     {state}, which asks for a replay; replay is not built yet. Reset the group's offset of this \
-                     partition to {state} to go on"
-                )));
+            Start::Replay(reset) => (reset.from, Some((reset, false))),
+            Start::BeginAgain { reset, logged_to } => {
+                tracing::warn!(
+                    partition,
+                    position = reset.to,
+                    "a replay did not come to its end: beginning it again"
+                );
+                (reset.from, Some((reset, reset.to == logged_to)))
             }
         };
+        // Of a replay this is the position behind what was ever read.
         if position < low {
             return Err(Trouble::Stop(anyhow!(
                 "the records of {topic} [{partition}] from {position} to {low} are gone before they were read: to skip \
                  them, reset the group's offset of this partition to {low}"
             )));
         }
-        Ok(position)
+        if position > end {
+            return Err(Trouble::Stop(anyhow!(
+                "{topic} [{partition}] ends at {end}, before the position {position} up to which it was read: was it \
+                 deleted and made anew? Its state belongs to records that are gone. To begin anew, name another group \
+                 in the topology, or delete {} and {} too, run `ticket-pipeline topics apply` and reset the group's \
+                 offsets to the beginning",
+                setup.topology.changelog_topic,
+                setup.topology.ids_topic
+            )));
+        }
+        let Some((mut reset, is_logged)) = reset else { return Ok((position, None)) };
+        let is_begun = matches!(start, Start::BeginAgain { .. });
+        if reset.to < low {
+            tracing::warn!(
+                partition,
+                asked_for = reset.to,
+                beginning = low,
+                "the raw topic begins behind the position to replay from: replaying from its beginning"
+            );
+            // What an attempt before this one has removed was judged by the
+            // position that it was asked for.
+            reset.to = if is_begun { reset.to } else { low };
+        }
+        let whole_at = (!is_begun).then_some(reset.from);
+        Ok((reset.to.max(low), Some(Replay { reset, is_logged, whole_at, low })))
     }
 }

@@ -2,7 +2,7 @@
 //! input goes on.
 
 use crate::commit_record::Ends;
-use crate::store::Positions;
+use crate::store::{Positions, Reset};
 
 /// Where the input goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,18 +21,25 @@ pub(super) enum Start {
         committed: i64,
     },
     /// The committed offset was moved back: what lies between is to be emitted again.
-    Replay {
-        /// The state's input position.
-        state: i64,
-        /// The committed one.
-        committed: i64,
+    Replay(Reset),
+    /// A replay began and did not end. Its state is half of what it is to be, so
+    /// it is begun again, at the lowest position that was ever asked for.
+    BeginAgain {
+        /// What is asked for now.
+        reset: Reset,
+        /// The position that the log holds as the last one asked for.
+        logged_to: i64,
     },
 }
 
 impl Start {
     /// Judged by the state's input position, which is the last commit record's,
-    /// and the committed one.
-    pub(super) fn judge(state: Option<i64>, committed: Option<i64>) -> Start {
+    /// the replay that has not ended, and the committed position.
+    pub(super) fn judge(state: Option<i64>, rebuilding: Option<Reset>, committed: Option<i64>) -> Start {
+        if let Some(Reset { from, to: logged_to }) = rebuilding {
+            let to = committed.map_or(logged_to, |committed| committed.min(logged_to));
+            return Start::BeginAgain { reset: Reset { from, to }, logged_to };
+        }
         match (state, committed) {
             (None, None) => Start::Beginning,
             (Some(state), None) => Start::Forgotten(state),
@@ -40,7 +47,7 @@ impl Start {
             (None, Some(committed)) => Start::Skip { state: 0, committed },
             (Some(state), Some(committed)) if committed == state => Start::Level(state),
             (Some(state), Some(committed)) if committed > state => Start::Skip { state, committed },
-            (Some(state), Some(committed)) => Start::Replay { state, committed },
+            (Some(state), Some(committed)) => Start::Replay(Reset { from: state, to: committed }),
         }
     }
 }
@@ -92,7 +99,7 @@ mod tests {
     const TARGETS: Ends = Ends { changelog: 100, ids: 50 };
 
     fn at(changelog: i64, ids: i64) -> Option<Positions> {
-        Some(Positions { changelog, ids, input: 7, stream_time_ms: 0 })
+        Some(Positions { changelog, ids, input: 7, stream_time_ms: 0, rebuilding: None })
     }
 
     #[test]
@@ -134,11 +141,20 @@ mod tests {
 
     #[test]
     fn the_committed_offset_is_judged_against_the_state() {
-        assert_eq!(Start::judge(None, None), Start::Beginning);
-        assert_eq!(Start::judge(Some(9), None), Start::Forgotten(9));
-        assert_eq!(Start::judge(Some(9), Some(9)), Start::Level(9));
-        assert_eq!(Start::judge(Some(9), Some(12)), Start::Skip { state: 9, committed: 12 });
-        assert_eq!(Start::judge(Some(9), Some(3)), Start::Replay { state: 9, committed: 3 });
-        assert_eq!(Start::judge(None, Some(3)), Start::Skip { state: 0, committed: 3 });
+        assert_eq!(Start::judge(None, None, None), Start::Beginning);
+        assert_eq!(Start::judge(Some(9), None, None), Start::Forgotten(9));
+        assert_eq!(Start::judge(Some(9), None, Some(9)), Start::Level(9));
+        assert_eq!(Start::judge(Some(9), None, Some(12)), Start::Skip { state: 9, committed: 12 });
+        assert_eq!(Start::judge(Some(9), None, Some(3)), Start::Replay(Reset { from: 9, to: 3 }));
+        assert_eq!(Start::judge(None, None, Some(3)), Start::Skip { state: 0, committed: 3 });
+    }
+
+    #[test]
+    fn a_replay_that_did_not_end_begins_again_at_the_lowest_position() {
+        for (committed, to) in [(None, 5), (Some(5), 5), (Some(7), 5), (Some(12), 5), (Some(2), 2)] {
+            let begun = Some(Reset { from: 9, to: 5 });
+            let again = Start::BeginAgain { reset: Reset { from: 9, to }, logged_to: 5 };
+            assert_eq!(Start::judge(Some(9), begun, committed), again, "{committed:?}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
@@ -11,8 +11,8 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use super::Setup;
 use crate::clients::{self, Logs};
-use crate::commit_record::{Ends, IdsRecord};
-use crate::store::{Positions, Writes};
+use crate::commit_record::{Ends, IdsRecord, Rebuilding};
+use crate::store::{Positions, Reset, Writes};
 use crate::transaction::Trouble;
 
 /// One step writes at most so much, and takes about so long.
@@ -20,6 +20,7 @@ const STEP_BYTES_MAX: usize = 1024 * 1024;
 const STEP_TIME_MAX: Duration = Duration::from_millis(100);
 
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 /// What the group has committed for a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,20 +123,27 @@ impl Reader {
                 positions.changelog = next;
             }
             Log::Ids => {
-                match IdsRecord::decode(record.payload().unwrap_or_default())? {
+                let commit = match IdsRecord::decode(record.payload().unwrap_or_default())? {
                     IdsRecord::Commit(commit) => {
                         positions.input = commit.input;
-                        positions.stream_time_ms = commit.stream_time_ms;
-                        let window_ms = setup.topology.policies.dedupe_window_ms;
-                        let forgotten_before_ms = commit.stream_time_ms.saturating_sub(window_ms);
-                        let ids =
-                            commit.ids.iter().filter(|(_, seen)| seen.timestamp_ms >= forgotten_before_ms);
-                        ids.for_each(|(id, seen)| writes.id(id, *seen));
+                        positions.rebuilding = None;
+                        Some(commit)
                     }
-                    IdsRecord::Rebuilding { from, to } => bail!(
-                        "a replay from {from} to {to} was under way, and this program cannot finish it: run the newer one \
-                         that began it"
-                    ),
+                    IdsRecord::Recomputed(commit) => Some(commit),
+                    // The ids that are void now do no harm: they lie ahead, and a
+                    // task takes no id for seen that lies ahead of it.
+                    IdsRecord::Rebuilding(Rebuilding { from, to, .. }) => {
+                        let reset = positions.rebuilding.unwrap_or(Reset { from, to });
+                        positions.rebuilding = Some(Reset { to: reset.to.min(to), ..reset });
+                        None
+                    }
+                };
+                if let Some(commit) = commit {
+                    positions.stream_time_ms = commit.stream_time_ms;
+                    let window_ms = setup.topology.policies.dedupe_window_ms;
+                    let forgotten_before_ms = commit.stream_time_ms.saturating_sub(window_ms);
+                    let ids = commit.ids.iter().filter(|(_, seen)| seen.timestamp_ms >= forgotten_before_ms);
+                    ids.for_each(|(id, seen)| writes.id(id, *seen));
                 }
                 positions.ids = next;
             }
@@ -171,7 +179,7 @@ pub(super) fn committed<C: ConsumerContext>(
 }
 
 /// Whether waiting may help.
-fn is_passing(error: &KafkaError) -> bool {
+pub(crate) fn is_passing(error: &KafkaError) -> bool {
     use RDKafkaErrorCode as Code;
     !matches!(
         error.rdkafka_error_code(),
@@ -191,20 +199,25 @@ fn is_passing(error: &KafkaError) -> bool {
     )
 }
 
-pub(super) fn create(config: &ClientConfig) -> Result<BaseConsumer<Logs>, Trouble> {
+pub(crate) fn create(config: &ClientConfig) -> Result<BaseConsumer<Logs>, Trouble> {
     Ok(config.create_with_context(Logs).context("create a client")?)
 }
 
-pub(super) fn watermarks<C: ConsumerContext>(
+pub(crate) fn watermarks<C: ConsumerContext>(
     client: &BaseConsumer<C>,
     topic: &str,
     partition: i32,
 ) -> Result<(i64, i64), Trouble> {
-    client.fetch_watermarks(topic, partition, QUERY_TIMEOUT).map_err(|error| {
-        let what = format!("ask where {topic} [{partition}] ends");
-        if is_passing(&error) {
-            return Trouble::Rebuild(format!("{what}: {error}"));
+    let what = || format!("ask where {topic} [{partition}] ends");
+    let until = Instant::now() + QUERY_TIMEOUT;
+    loop {
+        match client.fetch_watermarks(topic, partition, QUERY_TIMEOUT) {
+            Ok(bounds) => return Ok(bounds),
+            Err(error) if !is_passing(&error) => return Err(Trouble::Stop(anyhow!(error).context(what()))),
+            // A topic that was just made may have no leader yet. New clients would
+            // not find one sooner, and a member that comes and goes unsettles the group.
+            Err(_) if Instant::now() < until => std::thread::sleep(ASK_AGAIN_AFTER),
+            Err(error) => return Err(Trouble::Rebuild(format!("{}: {error}", what()))),
         }
-        Trouble::Stop(anyhow!(error).context(what))
-    })
+    }
 }

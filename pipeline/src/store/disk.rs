@@ -25,7 +25,7 @@ use super::{EventHash, Seen};
 use crate::entry;
 
 /// A store of another version is not read: it is wiped, and restored from the log.
-const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 2;
 
 /// A window has so many milestones; the ids log is cut at one of them, so that
 /// it holds at most this fraction more than the window.
@@ -50,11 +50,35 @@ pub struct Positions {
     pub input: i64,
     /// The greatest Kafka timestamp of the input records before that position.
     pub stream_time_ms: i64,
+    /// A replay that has begun to make the state anew and has not ended: until
+    /// then the state belongs to no input position.
+    pub rebuilding: Option<Reset>,
+}
+
+/// What a replay asks for. Both are input positions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reset {
+    /// The state's, before.
+    pub from: i64,
+    /// The one that the state is to belong to.
+    pub to: i64,
 }
 
 impl Positions {
     /// No commit record was read yet, so the input position is not known.
     pub const NO_INPUT: i64 = -1;
+
+    fn to_bytes(self, applied_at_ms: i64) -> Vec<u8> {
+        let Positions { changelog, ids, input, stream_time_ms, rebuilding } = self;
+        let Reset { from, to } = rebuilding.unwrap_or(Reset { from: Self::NO_INPUT, to: Self::NO_INPUT });
+        numbers([changelog, ids, input, stream_time_ms, applied_at_ms, from, to])
+    }
+
+    fn of_bytes(bytes: &[u8]) -> Option<(Positions, i64)> {
+        let [changelog, ids, input, stream_time_ms, applied_at_ms, from, to] = read_numbers(bytes)?;
+        let rebuilding = (to != Self::NO_INPUT).then_some(Reset { from, to });
+        Some((Positions { changelog, ids, input, stream_time_ms, rebuilding }, applied_at_ms))
+    }
 }
 
 /// Writes that enter the disk together.
@@ -186,11 +210,10 @@ impl Disk {
         }
         let (positions, applied_at_ms) = match db.get(POSITIONS).context("read the store's positions")? {
             Some(bytes) => {
-                let Some([changelog, ids, input, stream_time_ms, applied_at_ms]) = read_numbers(&bytes)
-                else {
+                let Some((positions, applied_at_ms)) = Positions::of_bytes(&bytes) else {
                     bail!("the store {path:?} is damaged: remove it, and the changelog restores it");
                 };
-                (Some(Positions { changelog, ids, input, stream_time_ms }), applied_at_ms)
+                (Some(positions), applied_at_ms)
             }
             None => (None, i64::MIN),
         };
@@ -223,6 +246,22 @@ impl Disk {
             .map(|[offset, timestamp_ms]| Seen { offset, timestamp_ms }))
     }
 
+    pub(super) fn entries_after(&self, uid: Option<&[u8]>, limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound([ENTRY + 1]);
+        // Each is read once, and those that are read often are to stay in the cache.
+        options.fill_cache(false);
+        // The least key behind the given one's is that one with a zero at its end.
+        let start = uid.map_or_else(|| vec![ENTRY], |uid| [&keyed(ENTRY, uid), &[0][..]].concat());
+        let rows = self.db.iterator_opt(IteratorMode::From(&start, Direction::Forward), options);
+        rows.take(limit)
+            .map(|row| {
+                let (key, entry) = row.context("read the entries")?;
+                Ok((key.get(1..).unwrap_or_default().to_vec(), entry.into_vec()))
+            })
+            .collect()
+    }
+
     /// Index keys may outlive what they say of their entry, so each is held
     /// against the entry itself.
     pub(super) fn idle_before(&self, before_ms: i64, limit: usize) -> Result<Idle> {
@@ -251,8 +290,7 @@ impl Disk {
             let identity = self.shared.identity(FORMAT_VERSION, self.held.partition);
             writes.batch.put(IDENTITY, identity);
         }
-        let Positions { changelog, ids, input, stream_time_ms } = *positions;
-        writes.batch.put(POSITIONS, numbers([changelog, ids, input, stream_time_ms, applied_at_ms]));
+        writes.batch.put(POSITIONS, positions.to_bytes(applied_at_ms));
         let milestone = self.milestone_due(positions);
         if let Some((stream_time_ms, ids)) = milestone {
             writes.batch.put(milestone_key(stream_time_ms), numbers([ids]));

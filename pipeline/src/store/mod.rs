@@ -22,7 +22,7 @@ use anyhow::{Context, Result};
 
 pub use directory::{StateDirectory, StoreSettings};
 use disk::{Disk, IdleKey};
-pub use disk::{Positions, Writes};
+pub use disk::{Positions, Reset, Writes};
 use overlay::Overlay;
 
 /// A 128-bit digest of an event id.
@@ -133,6 +133,12 @@ impl Store {
         Ok(idle.into_iter().map(|(_, uid)| uid).collect())
     }
 
+    /// How much memory the open transaction's writes take, about.
+    #[must_use]
+    pub fn open_bytes(&self) -> usize {
+        self.open.size_bytes()
+    }
+
     /// The entries that the open transaction wrote, in the order in which they
     /// were first written; `None` is a tombstone.
     pub fn written_entries(&self) -> impl ExactSizeIterator<Item = (&[u8], Option<&[u8]>)> {
@@ -173,7 +179,10 @@ impl Store {
     }
 
     /// Brings the disk level with what is applied, in one write.
-    fn write_out(&mut self) -> Result<()> {
+    ///
+    /// # Errors
+    /// Where the disk cannot be written.
+    pub fn write_out(&mut self) -> Result<()> {
         let Some(disk) = &mut self.disk else { return Ok(()) };
         let Some(positions) = self.recent_positions.take() else { return Ok(()) };
         let mut writes = Writes::default();
@@ -210,6 +219,15 @@ impl Store {
         }
         disk.count(writes.entries());
         disk.write(writes, positions, is_level).context("write to the store")
+    }
+
+    /// At most `limit` entries on the disk, by uid as bytes, from behind this uid, or from the
+    /// first. What is not written out is not among them.
+    ///
+    /// # Errors
+    /// Where the disk cannot be read.
+    pub fn entries_after(&self, uid: Option<&[u8]>, limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        self.disk.as_ref().map_or(Ok(Vec::new()), |disk| disk.entries_after(uid, limit))
     }
 
     /// The positions of what was applied last; `None` where nothing ever was.

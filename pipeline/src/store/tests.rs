@@ -19,7 +19,7 @@ fn directory(path: &Path, group: &str) -> Result<StateDirectory> {
 }
 
 fn positions(end: i64, stream_time_ms: i64) -> Positions {
-    Positions { changelog: end, ids: end, input: end, stream_time_ms }
+    Positions { changelog: end, ids: end, input: end, stream_time_ms, rebuilding: None }
 }
 
 fn commit(store: &mut Store, positions: &Positions) {
@@ -155,6 +155,7 @@ fn the_ids_log_is_cut_behind_the_window_and_before_its_last_record() {
     let mut store = state.open(0).unwrap().unwrap();
     for second in 0..=100 {
         commit(&mut store, &positions(second + 1, second * 1_000));
+        store.write_out().unwrap();
     }
     // 36 s is a window before 100 s, and within it; 35 s is forgotten, and its record ends at 36.
     assert_eq!(store.ids_forgotten_before(), Some(36));
@@ -171,27 +172,42 @@ fn forgotten_ids_leave_the_disk_when_it_is_rewritten() {
     store.see([1; 16], seen(0));
     store.see([2; 16], seen(WINDOW_MS));
     commit(&mut store, &positions(2, WINDOW_MS + 1));
+    store.write_out().unwrap();
+    // What was written last is still read from memory, until more is.
+    commit(&mut store, &positions(3, WINDOW_MS + 1));
+    store.write_out().unwrap();
     store.disk.as_mut().unwrap().rewrite().unwrap();
     assert_eq!(store.seen(&[1; 16]).unwrap(), None);
     assert_eq!(store.seen(&[2; 16]).unwrap(), Some(seen(WINDOW_MS)));
 }
 
 proptest! {
-    /// Whatever is written, and wherever the transactions end, disk and overlay read as one map.
+    // Each case opens a real store, some of them again and again.
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// Whatever is written, and wherever transactions, writes and runs end, all layers read as one map.
     #[test]
-    fn reads_agree_with_a_map(steps in prop::collection::vec((0u8..6, prop::option::of(any::<u8>()), any::<bool>()), 0..60)) {
+    fn reads_agree_with_a_map(steps in prop::collection::vec((0u8..6, prop::option::of(any::<u8>()), 0u8..4), 0..60)) {
         let folder = tempfile::tempdir().unwrap();
         let state = directory(folder.path(), "g").unwrap();
         let mut store = state.open(0).unwrap().unwrap();
         let mut model = std::collections::BTreeMap::new();
         let mut end = 0;
-        for (uid, value, ends_transaction) in steps {
+        for (uid, value, ending) in steps {
             store.put_entry(&[uid], value.map(|byte| vec![byte]));
             store.see([uid; 16], seen(i64::from(uid)));
             model.insert(uid, value.map(|byte| vec![byte]));
-            if ends_transaction {
+            if ending >= 1 {
                 end += 1;
                 commit(&mut store, &positions(end, 0));
+            }
+            if ending >= 2 {
+                store.write_out().unwrap();
+            }
+            if ending == 3 {
+                store.close().unwrap();
+                store = state.open(0).unwrap().unwrap();
+                prop_assert_eq!(store.positions(), Some(positions(end, 0)));
             }
             for (uid, value) in &model {
                 prop_assert_eq!(&store.entry(&[*uid]).unwrap(), value);

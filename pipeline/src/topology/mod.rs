@@ -117,7 +117,7 @@ pub struct Rule {
     pub email: bool,
     /// The event types.
     pub events: RuleEvents,
-    /// Names the field in the store: a digest of kind and paths, so that a
+    /// Names the field in the store: a digest of kind, paths and `email`, so that a
     /// renamed or moved rule finds its known values again. Two rules may share
     /// it only where kind and paths are the same.
     pub store_key: [u8; 4],

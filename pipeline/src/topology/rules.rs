@@ -284,17 +284,17 @@ fn assemble(rule: &Written, event_types: &mut EventTypes<'_>, mistakes: &mut Mis
         paths: rule.paths.clone(),
         email: rule.email,
         events,
-        store_key: store_key(rule.kind, &rule.paths),
+        store_key: store_key(rule.kind, &rule.paths, rule.email),
     }
 }
 
 fn same_field(one: &Rule, other: &Rule) -> bool {
-    one.kind == other.kind && one.paths == other.paths
+    one.kind == other.kind && one.paths == other.paths && one.email == other.email
 }
 
 /// A digest of what a rule reads. Lengths stand before texts, so that no two
 /// fields have the same bytes; stores hold these keys, so they never change.
-fn store_key(kind: Kind, paths: &[Vec<String>]) -> [u8; 4] {
+fn store_key(kind: Kind, paths: &[Vec<String>], email: bool) -> [u8; 4] {
     let mut digest = blake3::Hasher::new();
     let mut text = |text: &str| {
         digest.update(&(text.len() as u64).to_le_bytes());
@@ -304,6 +304,10 @@ fn store_key(kind: Kind, paths: &[Vec<String>]) -> [u8; 4] {
     for path in paths {
         text(&path.len().to_string());
         path.iter().for_each(|member| text(member));
+    }
+    // What is known with an e-mail address is not what is known without.
+    if email {
+        text("email");
     }
     let mut key = [0; 4];
     key.iter_mut().zip(digest.finalize().as_bytes()).for_each(|(key, byte)| *key = *byte);

@@ -14,11 +14,10 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
-use crate::clients;
 use crate::commit_record::{Ends, IdsRecord};
 use crate::crash::{self, Step};
 use crate::record::{Destination, Header, OutgoingRecord};
-use crate::topology::Topology;
+use crate::topology::{TRANSACTION_TIMEOUT_MS, Topology};
 use deliveries::{Deliveries, Report};
 use native::{Client, Failure, Membership, Outgoing, OutgoingHeaders};
 use trouble::{is_permanent, remedy};
@@ -29,7 +28,7 @@ pub use trouble::Trouble;
 /// After a commit that took longer, a delayed request of it could decide the
 /// next transaction; a new producer's epoch fences that. It is below the
 /// producer's socket timeout, which is the transaction's less 100 ms.
-const COMMIT_TIME_MAX: Duration = Duration::from_millis(clients::TRANSACTION_TIMEOUT_MS - 5_000);
+const COMMIT_TIME_MAX: Duration = Duration::from_millis(TRANSACTION_TIMEOUT_MS - 5_000);
 
 /// The longest that a full queue may stay full. Records time out before.
 const QUEUE_FULL_TIME_MAX: Duration = Duration::from_secs(60);
@@ -63,6 +62,9 @@ pub struct Moved {
     pub position: i64,
     /// The ends of changelog and ids log before this transaction.
     pub ends: Ends,
+    /// The state does not belong to that position yet. What is committed then
+    /// names no ends: it is as the reset left it, and fences all the same.
+    pub is_rebuilding: bool,
 }
 
 /// What a commit brought.
@@ -281,7 +283,9 @@ impl Transaction<'_> {
             offset
                 .set_offset(Offset::Offset(moved.position))
                 .map_err(|error| anyhow!(error).context("set a position to commit"))?;
-            offset.set_metadata(ends.to_metadata());
+            if !moved.is_rebuilding {
+                offset.set_metadata(ends.to_metadata());
+            }
         }
         // While the group is active the broker takes offsets of a member that
         // never joined it for those of an outsider, and does not fence them.

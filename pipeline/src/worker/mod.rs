@@ -20,6 +20,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 
+use crate::broken;
 use crate::clients::{self, Member};
 use crate::commit_record::{CommitRecord, IDS_MAX, IdsRecord};
 use crate::crash::{self, Step};
@@ -148,6 +149,18 @@ impl Worker {
                 restores_wait = self.tasks.restore_step(&self.setup, consumer)?;
                 self.publish();
             }
+            if self.tasks.are_rebuilding() {
+                restores_wait = false;
+                match self.tasks.rebuild_step(&self.setup, consumer, producer) {
+                    Ok(()) => troubles = 0,
+                    Err(Trouble::Again(why)) => {
+                        tracing::warn!(why, "transaction of a rebuild aborted: sending it again");
+                        troubles += 1;
+                    }
+                    Err(trouble) => return Err(trouble),
+                }
+                self.publish();
+            }
             if (due || self.is_stopping()) && !batch.records.is_empty() {
                 match self.turn(consumer, producer, &batch) {
                     Ok(slow) => {
@@ -189,7 +202,8 @@ impl Worker {
             let pausing =
                 not_before.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()));
             let mut wait = batch.wait(interval).unwrap_or(IDLE_POLL).min(IDLE_POLL).max(pausing);
-            if self.tasks.are_restoring() && pausing.is_zero() {
+            let at_once = self.tasks.are_restoring() || self.tasks.are_rebuilding();
+            if at_once && pausing.is_zero() {
                 wait = wait.min(if restores_wait { RESTORE_POLL } else { Duration::ZERO });
             }
             let polled = consumer.poll(wait);
@@ -297,7 +311,12 @@ impl Worker {
                 next = chunks.next();
             }
             running.task.store.seal();
-            all_moved.push(Moved { partition, position: running.position, ends: running.committed.ends });
+            all_moved.push(Moved {
+                partition,
+                position: running.position,
+                ends: running.committed.ends,
+                is_rebuilding: false,
+            });
         }
         Ok(all_moved)
     }
@@ -371,7 +390,7 @@ fn process(
         .with_context(|| format!("process partition {} offset {}", raw.partition, raw.offset))?;
     running.position = raw.offset + 1; // A position is the next offset to read, hence the one.
     for record in outbox.records() {
-        transaction.send(&record)?;
+        broken::spoil(&record, |record| transaction.send(record))?;
         status.events += u64::from(matches!(record.origin, Origin::Forwarded | Origin::Derived));
     }
     status.records += 1;

@@ -3,8 +3,10 @@
 //! ```text
 //!            assigned            opened             level
 //!  (none) ───────────► Created ─────────► Restoring ─────► Running
-//!                         │                   │               │
-//!                         └───────────────────┴───────────────┴──► Closed
+//!                         │                   │  │            ▲ │
+//!                         │            reset  │  └► Rebuilding┘ │
+//!                         │                   │        │        │
+//!                         └───────────────────┴────────┴────────┴──► Closed
 //!                              revoked, lost, shut down
 //! ```
 //!
@@ -20,10 +22,11 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::assignment::Change;
 use crate::commit_record::Ends;
+use crate::rebuild::{self, Rebuild};
 use crate::restore::{Progress, Restore, Restored, Setup};
 use crate::store::Positions;
 use crate::task::Task;
-use crate::transaction::Trouble;
+use crate::transaction::{Producer, Trouble};
 
 /// Where a task is in its life. A task that is closed is no longer among them.
 #[derive(Debug)]
@@ -32,6 +35,8 @@ enum Life {
     Created,
     /// Its store follows the log; no record of it is processed.
     Restoring,
+    /// Its state is made what it was, for a replay; no record of it is processed.
+    Rebuilding(Box<Rebuild>),
     /// It processes records.
     Running(Box<Running>),
 }
@@ -120,20 +125,59 @@ impl Tasks {
             }
             Progress::Done(restored) => {
                 self.records_left = 0;
-                go_on(setup, consumer, partition, restored.position)?;
-                self.lives.insert(partition, Life::Running(Box::new(Running::new(setup, *restored))));
+                let life = match restored.replay {
+                    Some(replay) => {
+                        Life::Rebuilding(Box::new(Rebuild::new(setup, partition, *restored, replay)))
+                    }
+                    None => run(setup, consumer, partition, *restored)?,
+                };
+                self.lives.insert(partition, life);
                 Ok(false)
             }
         }
     }
 
-    /// Whether any task is not running yet.
+    /// Takes one bounded step of one rebuild, with no transaction open.
+    ///
+    /// # Errors
+    /// After [`Trouble::Again`] the same step may be tried again.
+    pub(super) fn rebuild_step<C: ConsumerContext>(
+        &mut self,
+        setup: &Setup,
+        consumer: &BaseConsumer<C>,
+        producer: &mut Producer,
+    ) -> Result<(), Trouble> {
+        let under_way = self.lives.iter_mut().find_map(|(partition, life)| match life {
+            Life::Rebuilding(rebuild) => Some((*partition, rebuild)),
+            _ => None,
+        });
+        let Some((partition, rebuild)) = under_way else { return Ok(()) };
+        match rebuild.step(setup, consumer, producer)? {
+            rebuild::Progress::Left(records) => self.records_left = records,
+            rebuild::Progress::Done => {
+                self.records_left = 0;
+                if let Some(Life::Rebuilding(rebuild)) = self.lives.remove(&partition) {
+                    let life = run(setup, consumer, partition, rebuild.into_restored())?;
+                    self.lives.insert(partition, life);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether any store is still to be restored.
     #[must_use]
     pub(super) fn are_restoring(&self) -> bool {
         !self.restores.is_empty()
     }
 
-    /// How many records the restore under way has left to read, at most.
+    /// Whether any state is still to be made anew.
+    #[must_use]
+    pub(super) fn are_rebuilding(&self) -> bool {
+        self.lives.values().any(|life| matches!(life, Life::Rebuilding(_)))
+    }
+
+    /// How many records the restore or rebuild under way has left to read, at most.
     #[must_use]
     pub(super) fn records_left(&self) -> i64 {
         self.records_left
@@ -151,7 +195,7 @@ impl Tasks {
     pub(super) fn all_running(&mut self) -> impl Iterator<Item = (i32, &mut Running)> {
         self.lives.iter_mut().filter_map(|(partition, life)| match life {
             Life::Running(running) => Some((*partition, running.as_mut())),
-            Life::Created | Life::Restoring => None,
+            Life::Created | Life::Restoring | Life::Rebuilding(_) => None,
         })
     }
 
@@ -159,7 +203,7 @@ impl Tasks {
     pub(super) fn positions(&self) -> impl Iterator<Item = (i32, Option<i64>)> {
         self.lives.iter().map(|(partition, life)| match life {
             Life::Running(running) => (*partition, Some(running.committed.position)),
-            Life::Created | Life::Restoring => (*partition, None),
+            Life::Created | Life::Restoring | Life::Rebuilding(_) => (*partition, None),
         })
     }
 
@@ -196,6 +240,7 @@ impl Tasks {
                 .store
                 .close()
                 .with_context(|| format!("close the store of partition {partition}")),
+            Some(Life::Rebuilding(rebuild)) => rebuild.close(),
             Some(Life::Created | Life::Restoring) | None => Ok(()),
         }
     }
@@ -203,7 +248,7 @@ impl Tasks {
 
 impl Running {
     fn new(setup: &Setup, restored: Restored) -> Running {
-        let Restored { store, position, ends, stream_time_ms } = restored;
+        let Restored { store, position, ends, stream_time_ms, .. } = restored;
         let topology = std::sync::Arc::clone(&setup.topology);
         Running {
             task: Task::new(topology, setup.partitions, store, stream_time_ms),
@@ -219,8 +264,13 @@ impl Running {
     pub(super) fn apply(&mut self, ends: Ends) -> Result<()> {
         let stream_time_ms = self.task.stream_time_ms();
         self.committed = Commit { position: self.position, ends, stream_time_ms };
-        let positions =
-            Positions { changelog: ends.changelog, ids: ends.ids, input: self.position, stream_time_ms };
+        let positions = Positions {
+            changelog: ends.changelog,
+            ids: ends.ids,
+            input: self.position,
+            stream_time_ms,
+            rebuilding: None,
+        };
         self.task.store.apply(&positions)?;
         self.task.store.flush_if_due(Instant::now())
     }
@@ -233,6 +283,17 @@ impl Running {
         self.task = Task::new(topology, setup.partitions, store, self.committed.stream_time_ms);
         self.position = self.committed.position;
     }
+}
+
+/// The task processes records from there on.
+fn run<C: ConsumerContext>(
+    setup: &Setup,
+    consumer: &BaseConsumer<C>,
+    partition: i32,
+    restored: Restored,
+) -> Result<Life, Trouble> {
+    go_on(setup, consumer, partition, restored.position)?;
+    Ok(Life::Running(Box::new(Running::new(setup, restored))))
 }
 
 /// The consumer reads on from there.

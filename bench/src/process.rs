@@ -1,0 +1,169 @@
+//! What processes and the machine have used so far, as the kernel counts it.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+/// The kernel's unit of CPU time in /proc, fixed for programs: a hundredth of a second.
+const TICK_S: f64 = 0.01;
+
+const STOP_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// CPU seconds of a process and of its threads that have ended, user and system.
+pub(crate) fn cpu_s(pid: u32) -> Result<f64> {
+    let stat =
+        fs::read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("look at process {pid}"))?;
+    // The name stands in brackets and may hold anything.
+    let (_, fields) = stat.rsplit_once(')').context("read a process's stat")?;
+    let ticks = fields.split_ascii_whitespace().skip(11).take(2).map(str::parse::<u64>);
+    Ok(ticks.sum::<Result<u64, _>>()? as f64 * TICK_S)
+}
+
+/// The most memory that a process has had resident, in MB.
+pub(crate) fn rss_peak_mb(pid: u32) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("read a process's status")?;
+    let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib * 1024.0 / 1e6)
+}
+
+/// What all cores together have done since the machine started, in seconds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Machine {
+    pub(crate) busy_s: f64,
+    /// What the host took for others.
+    pub(crate) stolen_s: f64,
+}
+
+pub(crate) fn machine() -> Result<Machine> {
+    let stat = fs::read_to_string("/proc/stat")?;
+    let line = stat.lines().next().and_then(|line| line.strip_prefix("cpu ")).context("read /proc/stat")?;
+    let ticks: Vec<f64> =
+        line.split_ascii_whitespace().map(|ticks| ticks.parse::<f64>().unwrap_or(0.0) * TICK_S).collect();
+    let at = |index: usize| ticks.get(index).copied().unwrap_or(0.0);
+    // user, nice, system, (idle, iowait,) irq, softirq, steal
+    Ok(Machine { busy_s: at(0) + at(1) + at(2) + at(5) + at(6), stolen_s: at(7) })
+}
+
+/// What was used between two looks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Meter {
+    pid: u32,
+    broker_pid: u32,
+    began: Instant,
+    cpu_s: f64,
+    broker_cpu_s: f64,
+    own_cpu_s: f64,
+    machine: Machine,
+}
+
+/// What was used, in CPU seconds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Used {
+    pub(crate) seconds: f64,
+    pub(crate) cpu_s: f64,
+    pub(crate) broker_cpu_s: f64,
+    /// The rest of the machine, this program left out; and what the host took.
+    pub(crate) others_cpu_s: f64,
+    pub(crate) stolen_s: f64,
+}
+
+impl Meter {
+    /// Begins to measure. A process that has just been started has used nothing.
+    pub(crate) fn begin(pid: u32, broker_pid: u32) -> Result<Meter> {
+        Ok(Meter {
+            pid,
+            broker_pid,
+            began: Instant::now(),
+            cpu_s: cpu_s(pid)?,
+            broker_cpu_s: cpu_s(broker_pid)?,
+            own_cpu_s: cpu_s(std::process::id())?,
+            machine: machine()?,
+        })
+    }
+
+    pub(crate) fn used(&self) -> Result<Used> {
+        let now = machine()?;
+        let cpu_s = cpu_s(self.pid)? - self.cpu_s;
+        let broker_cpu_s = self::cpu_s(self.broker_pid)? - self.broker_cpu_s;
+        let own_cpu_s = self::cpu_s(std::process::id())? - self.own_cpu_s;
+        Ok(Used {
+            seconds: self.began.elapsed().as_secs_f64(),
+            cpu_s,
+            broker_cpu_s,
+            others_cpu_s: (now.busy_s - self.machine.busy_s - cpu_s - broker_cpu_s - own_cpu_s).max(0.0),
+            stolen_s: now.stolen_s - self.machine.stolen_s,
+        })
+    }
+}
+
+/// A child that is killed when it is forgotten.
+#[derive(Debug)]
+pub(crate) struct Process {
+    child: Child,
+    name: String,
+}
+
+impl Process {
+    /// Starts a program; what it says goes to the end of `log`.
+    pub(crate) fn start(name: &str, command: &mut Command, log: &Path) -> Result<Process> {
+        let mut log = fs::OpenOptions::new().create(true).append(true).open(log)?;
+        writeln!(log, "--- {command:?}")?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("start {name}"))?;
+        Ok(Process { child, name: name.to_owned() })
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// An error where it has ended by itself.
+    pub(crate) fn must_run(&mut self) -> Result<()> {
+        match self.child.try_wait()? {
+            None => Ok(()),
+            Some(status) => anyhow::bail!("{} has ended by itself: {status}", self.name),
+        }
+    }
+
+    /// SIGTERM, and a clean end.
+    pub(crate) fn stop(mut self) -> Result<()> {
+        self.must_run()?;
+        let pid = self.pid().to_string();
+        ensure!(Command::new("kill").args(["-TERM", &pid]).status()?.success(), "signal {}", self.name);
+        let began = Instant::now();
+        while began.elapsed() < STOP_TIME_MAX {
+            if let Some(status) = self.child.try_wait()? {
+                ensure!(status.success(), "{} did not end cleanly: {status}", self.name);
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        anyhow::bail!("{} does not end within {STOP_TIME_MAX:?} of SIGTERM", self.name)
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(mut self) -> Result<()> {
+        self.must_run()?;
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already, and there is nobody to tell.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

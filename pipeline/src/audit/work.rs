@@ -1,0 +1,219 @@
+//! The reading: every input partition recomputed and every output topic read,
+//! side by side on a few threads, into sorted rows.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context, Result, anyhow};
+use rdkafka::Message;
+
+use super::cut::{Input, Output};
+use super::expected::{Emitted, Recomputation};
+use super::head::Changelog;
+use super::reading::Range;
+use super::rows::{Digests, Proof, Row, Spool};
+use super::runs::{Replays, Run};
+use super::state::{StateReport, States};
+use super::{Audit, found, head, reading};
+use crate::commit_record::IdsRecord;
+use crate::store::Store;
+use crate::topology::Topology;
+
+/// What the reading came to.
+#[derive(Debug, Default)]
+pub(super) struct Work {
+    /// Sorted files of expected rows.
+    pub(super) expected: Vec<PathBuf>,
+    /// Sorted files of found rows.
+    pub(super) found: Vec<PathBuf>,
+    pub(super) raw_records: u64,
+    /// Output records, by topic.
+    pub(super) found_records: HashMap<u16, u64>,
+    /// Input partitions whose head is gone, with where they begin.
+    pub(super) cut_inputs: BTreeMap<i32, i64>,
+    pub(super) state: StateReport,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Job<'a> {
+    Input(&'a Input),
+    Output(u16, &'a Output),
+}
+
+impl Audit<'_> {
+    /// Does all of it.
+    ///
+    /// # Errors
+    /// The first that a thread came to.
+    pub(super) fn work(&self) -> Result<Work> {
+        // The inputs first, for they take longest.
+        let inputs = self.cut.inputs.iter().map(Job::Input);
+        let outputs = (0..).zip(&self.cut.outputs).map(|(topic, output)| Job::Output(topic, output));
+        let jobs: Mutex<VecDeque<Job<'_>>> = Mutex::new(inputs.chain(outputs).collect());
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let parts: Vec<Result<Work>> = std::thread::scope(|scope| {
+            let jobs = &jobs;
+            let threads: Vec<_> =
+                (0..threads).map(|number| scope.spawn(move || self.jobs(number, jobs))).collect();
+            let ends = threads.into_iter().map(|thread| thread.join());
+            ends.map(|end| end.unwrap_or_else(|_| Err(anyhow!("a thread of the audit panicked")))).collect()
+        });
+        let mut all = Work::default();
+        for part in parts {
+            let part = part?;
+            all.expected.extend(part.expected);
+            all.found.extend(part.found);
+            all.raw_records += part.raw_records;
+            all.found_records.extend(part.found_records);
+            all.cut_inputs.extend(part.cut_inputs);
+            all.state.add(part.state);
+        }
+        Ok(all)
+    }
+
+    fn jobs(&self, number: usize, jobs: &Mutex<VecDeque<Job<'_>>>) -> Result<Work> {
+        let mut work = Work::default();
+        let mut expected = Spool::new(self.folder, &format!("expected-{number}"));
+        let mut found = Spool::new(self.folder, &format!("found-{number}"));
+        let next = || jobs.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        while let Some(job) = next() {
+            let done = match job {
+                Job::Input(input) => self.input(input, &mut expected, &mut work),
+                Job::Output(topic, output) => {
+                    let records = found::spool(&self.topology, topic, output, self.progress, &mut found);
+                    records.map(|records| _ = work.found_records.insert(topic, records))
+                }
+            };
+            if done.is_err() {
+                // The others have nothing more to do for.
+                jobs.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            }
+            done?;
+        }
+        work.expected = expected.finish()?;
+        work.found = found.finish()?;
+        Ok(work)
+    }
+
+    fn input(&self, input: &Input, spool: &mut Spool, work: &mut Work) -> Result<()> {
+        let store = self.store_on_disk(input.partition)?;
+        let changelog = self.changelog(input, store.as_ref())?;
+        let runs = self.replays(input)?.runs(input.low, input.committed);
+        let topics = Topics::new(&self.topology, &self.cut.outputs);
+        let recomputation = self.recomputation(input, changelog.as_ref());
+        let recomputed = recomputation.run(
+            until(input, &runs),
+            |emitted| topics.spool(emitted, input, &runs, spool),
+            |task, head| {
+                let Some(changelog) = changelog.as_ref().filter(|_| self.with_state) else { return Ok(()) };
+                let states = States { topology: &self.topology, input, changelog, store: store.as_ref() };
+                work.state.add(states.compare(task, head)?);
+                Ok(())
+            },
+        );
+        let recomputed =
+            recomputed.with_context(|| format!("recompute input partition {}", input.partition))?;
+        work.raw_records += recomputed.records;
+        if recomputed.head.is_some() {
+            work.cut_inputs.insert(input.partition, input.low);
+        }
+        changelog.map_or(Ok(()), |changelog| changelog.store.wipe().map(drop))
+    }
+
+    /// What the ids log tells of replays, as far as it reaches back.
+    fn replays(&self, input: &Input) -> Result<Replays> {
+        let mut replays = Replays::default();
+        let Some(ends) = input.ends else { return Ok(replays) };
+        let (partition, topic) = (input.partition, &self.topology.ids_topic);
+        let (from, _) = head::bounds(&self.topology, topic, partition)?;
+        let range = Range { partition, from, to: ends.ids };
+        reading::read(&self.topology, topic, &[range], self.progress, |record| {
+            replays.take(IdsRecord::decode(record.payload().unwrap_or_default())?);
+            Ok(())
+        })?;
+        Ok(replays)
+    }
+
+    pub(super) fn recomputation<'r>(
+        &'r self,
+        input: &'r Input,
+        changelog: Option<&'r Changelog>,
+    ) -> Recomputation<'r> {
+        Recomputation {
+            topology: &self.topology,
+            scratch: &self.scratch,
+            input,
+            partitions: i32::try_from(self.cut.inputs.len()).unwrap_or(i32::MAX),
+            changelog,
+            progress: self.progress,
+        }
+    }
+
+    /// What the changelog says, where it is asked.
+    fn changelog(&self, input: &Input, store: Option<&Store>) -> Result<Option<Changelog>> {
+        if !self.with_state && input.low == 0 {
+            return Ok(None);
+        }
+        let scratch = self.scratch.changelog(input.partition)?;
+        let store_at = store.and_then(Store::positions).map(|at| at.changelog);
+        Changelog::read(&self.topology, input, scratch, store_at, self.progress).map(Some)
+    }
+
+    fn store_on_disk(&self, partition: i32) -> Result<Option<Store>> {
+        let Some(state) = &self.state else { return Ok(None) };
+        // Opening makes a store where there is none.
+        let path = self.topology.state.dir.join("stores").join(partition.to_string());
+        if path.is_dir() { state.open(partition) } else { Ok(None) }
+    }
+}
+
+/// Up to where the outputs may reach.
+pub(super) fn until(input: &Input, runs: &[Run]) -> i64 {
+    runs.iter().map(|run| run.to).max().unwrap_or(input.low).max(input.reached)
+}
+
+/// The cut's output topics, by name.
+struct Topics<'a> {
+    topology: &'a Topology,
+    indexes: HashMap<&'a str, u16>,
+}
+
+impl<'a> Topics<'a> {
+    fn new(topology: &'a Topology, outputs: &'a [Output]) -> Topics<'a> {
+        let indexes = (0..).zip(outputs).map(|(index, output)| (output.topic.as_str(), index)).collect();
+        Topics { topology, indexes }
+    }
+
+    /// A row for every run that emitted the record.
+    fn spool(&self, emitted: &Emitted<'_>, input: &Input, runs: &[Run], spool: &mut Spool) -> Result<()> {
+        let Emitted { raw, position, record, is_proven } = emitted;
+        let topic = record.destination.topic(self.topology);
+        let topic = *self.indexes.get(topic).with_context(|| format!("{topic} is no output topic"))?;
+        let digests = Digests::of(record.key, record.value, record.timestamp_ms, record.headers());
+        let Digests { ticket, identity, digest } = digests;
+        let mut row = Row {
+            topic,
+            partition: record.partition,
+            ticket,
+            input: raw.partition,
+            run: 0,
+            offset: raw.offset,
+            position: *position,
+            identity,
+            digest,
+            proof: if *is_proven { Proof::Required } else { Proof::Unprovable },
+        };
+        let covers = |(_, run): &(u16, &Run)| (run.from..run.to).contains(&raw.offset);
+        for (number, _) in (0..).zip(runs).filter(covers) {
+            row.run = number;
+            spool.push(row.clone())?;
+        }
+        if (input.committed..input.reached).contains(&raw.offset) {
+            row.run = u16::try_from(runs.len()).unwrap_or(u16::MAX);
+            row.proof = row.proof.max(Proof::BeyondCut);
+            spool.push(row)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,303 @@
+//! Makes a partition's state what it was at an earlier input position, so that
+//! the records from there on are emitted again, byte for byte.
+//!
+//! ```text
+//!  Begin ─► Remove ─► Read ─► End
+//!    │        │         │       └ the commit record at the position, and with it our metadata
+//!    │        └─────────┴ entries, tombstones and ids, in transactions
+//!    └ the ids log says that the state belongs to no position now
+//! ```
+//!
+//! All of it goes through changelog and ids log, so it survives the loss of the
+//! disk, and each transaction commits the reset position, so it is fenced like
+//! any other. Cut short anywhere, it is begun again at the next start, and
+//! nothing is emitted before its end. What a record does to the state is the
+//! task's to know ([`recompute`]); of changes, events and outputs it knows
+//! nothing.
+
+mod reading;
+pub mod recompute;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use rdkafka::consumer::{BaseConsumer, ConsumerContext};
+
+use crate::commit_record::{CommitRecord, Ends, IDS_MAX, IdsRecord, Rebuilding};
+use crate::crash::{self, Step};
+use crate::restore::{Replay, Restored, Setup};
+use crate::store::Positions;
+use crate::transaction::{Moved, Producer, Trouble};
+use reading::{RawReader, StreamTimeReader, output_ends};
+use recompute::Recompute;
+
+/// One transaction holds about so much, and what one more record adds.
+const TRANSACTION_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+const TELL_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A rebuild under way.
+#[derive(Debug)]
+pub struct Rebuild {
+    partition: i32,
+    replay: Replay,
+    /// Where the input goes on at the end.
+    position: i64,
+    recompute: Recompute,
+    ends: Ends,
+    stage: Stage,
+    /// The next raw offset to read.
+    read_up_to: i64,
+    started: Instant,
+    reading_since: Option<Instant>,
+    told_at: Instant,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// The stream time before the raw topic's first record is looked for in the ids log.
+    StreamTime(StreamTimeReader),
+    /// Nothing is changed yet.
+    Begin,
+    /// Entries that did not exist yet are removed.
+    Remove,
+    /// The raw topic is read up to the position.
+    Read(Option<RawReader>),
+    /// The last transaction is to come.
+    End,
+    /// Committed.
+    Done,
+}
+
+/// What a step came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// So many records are left to read, at most.
+    Left(i64),
+    /// The state is what it was.
+    Done,
+}
+
+impl Rebuild {
+    /// Begins with a store that follows the log to its end.
+    #[must_use]
+    pub fn new(setup: &Setup, partition: i32, restored: Restored, replay: Replay) -> Rebuild {
+        let Restored { store, position, ends, .. } = restored;
+        let is_whole = replay.whole_at.is_some();
+        let recompute = Recompute::begin(&setup.topology, setup.partitions, store, replay.reset.to, is_whole);
+        tracing::warn!(
+            partition,
+            from = replay.reset.from,
+            to = position,
+            raw_records = position - replay.low,
+            "REPLAYING: the committed offset is behind the state, which is made anew; what lies between is emitted again"
+        );
+        let now = Instant::now();
+        Rebuild {
+            partition,
+            replay,
+            position,
+            recompute,
+            ends,
+            stage: if replay.low > 0 { Stage::StreamTime(StreamTimeReader::new()) } else { Stage::Begin },
+            read_up_to: replay.low,
+            started: now,
+            reading_since: None,
+            told_at: now,
+        }
+    }
+
+    /// Takes one bounded step. `consumer` is the worker's, a member of the
+    /// group; `producer` has no transaction open.
+    ///
+    /// # Errors
+    /// After [`Trouble::Again`] the same step may be tried again.
+    pub fn step<C: ConsumerContext>(
+        &mut self,
+        setup: &Setup,
+        consumer: &BaseConsumer<C>,
+        producer: &mut Producer,
+    ) -> Result<Progress, Trouble> {
+        self.advance(setup, consumer, producer)?;
+        if self.told_at.elapsed() > TELL_INTERVAL {
+            self.told_at = Instant::now();
+            self.tell("rebuilding");
+        }
+        Ok(match self.stage {
+            Stage::Done => Progress::Done,
+            _ => Progress::Left(self.position - self.read_up_to),
+        })
+    }
+
+    fn advance<C: ConsumerContext>(
+        &mut self,
+        setup: &Setup,
+        consumer: &BaseConsumer<C>,
+        producer: &mut Producer,
+    ) -> Result<(), Trouble> {
+        match &mut self.stage {
+            Stage::StreamTime(reader) => {
+                if let Some(stream_time_ms) = reader.read(setup, self.partition, self.replay.low)? {
+                    self.recompute.pass(stream_time_ms);
+                    self.stage = Stage::Begin;
+                }
+            }
+            Stage::Begin => {
+                let opening = if self.replay.is_logged {
+                    None
+                } else {
+                    let output_ends = output_ends(setup)?;
+                    let reset = self.replay.reset;
+                    Some(Rebuilding { from: reset.from, to: reset.to, output_ends })
+                };
+                self.commit(opening, consumer, producer)?;
+                self.stage = Stage::Remove;
+                tracing::info!(
+                    partition = self.partition,
+                    "rebuild begun: until its end the state belongs to no position"
+                );
+            }
+            Stage::Remove => {
+                // What a transaction before this one could not commit comes first.
+                if self.is_full() {
+                    return self.commit(None, consumer, producer);
+                }
+                if self.recompute.remove_some(self.replay.low)? {
+                    self.stage = Stage::Read(None);
+                    self.reading_since = Some(Instant::now());
+                }
+            }
+            Stage::Read(reader) => {
+                if self.recompute.store().open_bytes() >= TRANSACTION_BYTES_MAX {
+                    return self.commit(None, consumer, producer);
+                }
+                if self.read_up_to >= self.position {
+                    self.recompute.finish()?;
+                    self.stage = Stage::End;
+                    return Ok(());
+                }
+                let reader = match reader {
+                    Some(reader) => reader,
+                    None => reader.insert(RawReader::open(setup, self.partition, self.read_up_to)?),
+                };
+                let recompute = &mut self.recompute;
+                self.read_up_to = reader
+                    .read(self.position, |record| {
+                        recompute.take(record)?;
+                        Ok(recompute.store().open_bytes() < TRANSACTION_BYTES_MAX)
+                    })
+                    .map_err(|trouble| in_context(trouble, self.partition))?
+                    .max(self.read_up_to);
+            }
+            Stage::End => {
+                self.commit(None, consumer, producer)?;
+                self.stage = Stage::Done;
+                self.tell("rebuilt");
+            }
+            Stage::Done => {
+                return Err(Trouble::Stop(anyhow!("rebuild partition {} again", self.partition)));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_full(&mut self) -> bool {
+        self.recompute.store().open_bytes() >= TRANSACTION_BYTES_MAX
+    }
+
+    /// Commits what was written since the last commit. Nothing is handed over
+    /// before Kafka has it, so that after an abort the same can be sent again.
+    fn commit<C: ConsumerContext>(
+        &mut self,
+        opening: Option<Rebuilding>,
+        consumer: &BaseConsumer<C>,
+        producer: &mut Producer,
+    ) -> Result<(), Trouble> {
+        let is_end = matches!(self.stage, Stage::End);
+        let (partition, position) = (self.partition, self.position);
+        let stream_time_ms = self.recompute.stream_time_ms();
+        let mut transaction = producer.begin()?;
+        crash::at(Step::Rebuild);
+        if let Some(opening) = opening {
+            transaction.ids(partition, &IdsRecord::Rebuilding(opening), stream_time_ms)?;
+        }
+        let store = self.recompute.store();
+        for (uid, entry) in store.written_entries() {
+            transaction.changelog(partition, uid, entry, stream_time_ms)?;
+        }
+        let ids: Vec<_> = store.noted_ids().collect();
+        let mut chunks = ids.chunks(IDS_MAX);
+        let mut next = Some(chunks.next().unwrap_or_default());
+        while let Some(ids) = next {
+            let input = if is_end { position } else { self.read_up_to };
+            let commit = CommitRecord { input, stream_time_ms, ids: ids.to_vec() };
+            let record = if is_end { IdsRecord::Commit(commit) } else { IdsRecord::Recomputed(commit) };
+            transaction.ids(partition, &record, stream_time_ms)?;
+            next = chunks.next();
+        }
+        let moved = Moved { partition, position, ends: self.ends, is_rebuilding: !is_end };
+        let receipt = transaction.commit(&[moved], consumer)?;
+        self.ends = receipt.ends.first().copied().unwrap_or(self.ends);
+        store.seal();
+        store.apply(&Positions {
+            changelog: self.ends.changelog,
+            ids: self.ends.ids,
+            input: if is_end { position } else { self.replay.reset.from },
+            stream_time_ms,
+            rebuilding: (!is_end).then_some(self.replay.reset),
+        })?;
+        store.flush_if_due(Instant::now())?;
+        if receipt.slow {
+            return Err(Trouble::Rebuild("a commit took very long".into()));
+        }
+        Ok(())
+    }
+
+    fn tell(&self, what: &'static str) {
+        let counts = self.recompute.counts();
+        let reading_s = self.reading_since.map_or(0.0, |since| since.elapsed().as_secs_f64()).max(0.001);
+        tracing::info!(
+            partition = self.partition,
+            to = self.position,
+            entries_removed = counts.removed,
+            tickets_whose_past_is_gone = counts.past_gone,
+            raw_records = counts.records,
+            raw_records_left = self.position - self.read_up_to,
+            raw_records_processed = counts.processed,
+            raw_records_per_second = (counts.records as f64 / reading_s).round(),
+            elapsed_ms = self.started.elapsed().as_millis() as u64,
+            "{what}"
+        );
+    }
+
+    /// The store, where its input goes on. To be called when the rebuild is done.
+    #[must_use]
+    pub fn into_restored(self) -> Restored {
+        let stream_time_ms = self.recompute.stream_time_ms();
+        Restored {
+            store: self.recompute.into_store(),
+            position: self.position,
+            ends: self.ends,
+            stream_time_ms,
+            replay: None,
+        }
+    }
+
+    /// Closes the store: it holds what is committed.
+    ///
+    /// # Errors
+    /// Where the disk cannot be written.
+    pub fn close(self) -> anyhow::Result<()> {
+        let partition = self.partition;
+        let mut store = self.recompute.into_store();
+        store.discard();
+        store.close().with_context(|| format!("close the store of partition {partition}"))
+    }
+}
+
+fn in_context(trouble: Trouble, partition: i32) -> Trouble {
+    match trouble {
+        Trouble::Stop(error) => Trouble::Stop(error.context(format!("rebuild partition {partition}"))),
+        trouble => trouble,
+    }
+}

@@ -1,0 +1,293 @@
+//! The state as it was at an earlier position, from the state as it is and the
+//! raw records before that position.
+//!
+//! *Entries.* An entry that was last written before the position is as it was
+//! there: forgetting writes only tombstones. All others are removed, and every
+//! ticket that is then without an entry is recomputed by the real task, its
+//! outgoing records thrown away. That a removed ticket had no entry there either
+//! does no harm: recomputing it comes to nothing. A record at or before the
+//! offset that last wrote its ticket's entry is in that entry and is skipped, so
+//! a rebuild that was cut short is simply begun again: what it had recomputed is
+//! true as far as it goes.
+//!
+//! *Ids.* Of each the store knows the last occurrence. For a record at offset o:
+//!
+//! | known at | then o was |
+//! |---|---|
+//! | o | processed |
+//! | before o, within the window | a duplicate |
+//! | before o, older | processed |
+//! | behind o, before the position | processed or a duplicate: the records read so far say |
+//! | at the position or behind | void, like not at all |
+//! | not at all | forgotten since, or never seen: the records read so far say |
+//!
+//! So the ids of skipped records are noted too, save those that the state's own
+//! window still holds: their last occurrence is the one that is known, for an
+//! occurrence is replaced only when it is older than the window. Noted ids stay
+//! in memory and are forgotten with the window; those left at the end enter the
+//! store. An id that is known behind o is put back at the end, where the task
+//! has written an earlier occurrence in its place.
+//!
+//! One thing is not known of a skipped record: whether a *derived* event could
+//! not be made to fit, so that it went to the dead-letter topic and its id was
+//! not seen. It counts as seen where its forwarded record fits.
+//!
+//! It does not know Kafka, nor how what it writes is committed.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use foldhash::fast::RandomState;
+
+use crate::entry;
+use crate::record::{Outbox, RawRecord};
+use crate::store::{EventHash, Seen, Store};
+use crate::task::Task;
+use crate::topology::{KeyedBy, Topology};
+
+/// One step reads so many entries, which may be large.
+const ENTRIES_STEP: usize = 500;
+
+/// Of so many tickets it is kept in memory whether their records are skipped.
+const TICKETS_MAX: usize = 4_000_000;
+
+/// So many noted ids stay in memory; what is beyond enters the store.
+const NOTED_MAX: usize = 4_000_000;
+const NOTED_PRUNE_MIN: usize = 65_536;
+
+/// What was done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Entries that were written at the position or behind it.
+    pub removed: u64,
+    /// Of those, the ones first written by a record that the raw topic no longer holds.
+    pub past_gone: u64,
+    /// Raw records that were read.
+    pub records: u64,
+    /// Of those, the ones processed anew.
+    pub processed: u64,
+}
+
+/// A state on its way back to an earlier position.
+#[derive(Debug)]
+pub struct Recompute {
+    topology: Arc<Topology>,
+    task: Task,
+    to: i64,
+    /// No entry is half recomputed: one that is there is as it was.
+    is_whole: bool,
+    /// The window of the state as it is holds what is as new as this.
+    window_from_ms: i64,
+    removed_up_to: Option<Vec<u8>>,
+    /// Up to which offset a ticket's records are skipped, by the hash of its uid.
+    skip_until: HashMap<EventHash, i64, RandomState>,
+    noted: HashMap<EventHash, Seen, RandomState>,
+    noted_prune_at: usize,
+    /// Known occurrences behind a record that is processed.
+    later: HashMap<EventHash, Seen, RandomState>,
+    outbox: Outbox,
+    counts: Counts,
+}
+
+impl Recompute {
+    /// Begins with the state as it is, for the position `to`. `is_whole` says
+    /// that no attempt before this one has changed it.
+    #[must_use]
+    pub fn begin(
+        topology: &Arc<Topology>,
+        partitions: i32,
+        store: Store,
+        to: i64,
+        is_whole: bool,
+    ) -> Recompute {
+        let stream_time_ms = store.positions().map_or(i64::MIN, |at| at.stream_time_ms);
+        let window_from_ms = stream_time_ms.saturating_sub(topology.policies.dedupe_window_ms);
+        Recompute {
+            topology: Arc::clone(topology),
+            // Stream time begins with the records that are read.
+            task: Task::new(Arc::clone(topology), partitions, store, i64::MIN),
+            to,
+            is_whole,
+            // What an attempt before this one wrote over is not known any more.
+            window_from_ms: if is_whole { window_from_ms } else { i64::MAX },
+            removed_up_to: None,
+            skip_until: HashMap::default(),
+            noted: HashMap::default(),
+            noted_prune_at: NOTED_PRUNE_MIN,
+            later: HashMap::default(),
+            outbox: Outbox::default(),
+            counts: Counts::default(),
+        }
+    }
+
+    /// What was done so far.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// The state.
+    #[must_use]
+    pub fn store(&mut self) -> &mut Store {
+        &mut self.task.store
+    }
+
+    /// The greatest Kafka timestamp so far, in milliseconds.
+    #[must_use]
+    pub fn stream_time_ms(&self) -> i64 {
+        self.task.stream_time_ms()
+    }
+
+    /// Lets stream time go on: to where it was before the first record that is there.
+    pub fn pass(&mut self, timestamp_ms: i64) {
+        self.task.pass(timestamp_ms);
+    }
+
+    /// Removes some of the entries written at the position or behind it, before
+    /// any record is read; `true` when none is left. `low` is where the raw
+    /// topic begins.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    pub fn remove_some(&mut self, low: i64) -> Result<bool> {
+        let places = self.task.store.entries_after(self.removed_up_to.as_deref(), ENTRIES_STEP)?;
+        for (uid, entry) in &places {
+            let (written_at, first_offset) = entry::written_and_first(entry)
+                .with_context(|| format!("read the entry of ticket \"{}\"", uid.escape_ascii()))?;
+            if written_at >= self.to {
+                self.task.store.put_entry(uid, None);
+                self.counts.removed += 1;
+                self.counts.past_gone += u64::from(first_offset < low);
+            }
+        }
+        let is_end = places.len() < ENTRIES_STEP;
+        self.removed_up_to = places.into_iter().next_back().map(|(uid, _)| uid);
+        Ok(is_end)
+    }
+
+    /// Takes one raw record before the position, in the order of the log.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    pub fn take(&mut self, record: &RawRecord<'_>) -> Result<()> {
+        self.counts.records += 1;
+        let key = record.key.filter(|_| self.topology.source.keyed_by == KeyedBy::TicketUid);
+        if let Some(uid) = key
+            && record.offset <= self.skip_until(uid)?
+        {
+            self.task.pass(record.timestamp_ms);
+            // The fast way: neither parsed nor looked up.
+            if record.timestamp_ms >= self.window_from_ms {
+                return Ok(());
+            }
+            let Some((_, id)) = self.task.identify(record) else { return Ok(()) };
+            return self.note(id, record);
+        }
+        let Some((uid, id)) = self.task.identify(record) else {
+            self.task.pass(record.timestamp_ms);
+            return Ok(());
+        };
+        let uid = uid.into_owned();
+        if key.is_none() && record.offset <= self.skip_until(uid.as_bytes())? {
+            self.task.pass(record.timestamp_ms);
+            return self.note(id, record);
+        }
+        self.process(id, record)
+    }
+
+    fn process(&mut self, id: EventHash, record: &RawRecord<'_>) -> Result<()> {
+        self.task.pass(record.timestamp_ms);
+        if self.is_within(self.noted.get(&id).copied(), record) {
+            return Ok(());
+        }
+        let known = self.task.store.seen(&id)?;
+        if let Some(later) = known.filter(|known| known.offset > record.offset && known.offset < self.to) {
+            self.later.insert(id, later);
+        }
+        self.counts.processed += 1;
+        self.task.process(record, &mut self.outbox)?;
+        Ok(())
+    }
+
+    /// Up to which offset a ticket's records are in its entry already.
+    fn skip_until(&mut self, uid: &[u8]) -> Result<i64> {
+        let ticket = *blake3::hash(uid).as_bytes().first_chunk().expect("a BLAKE3 hash has 32 bytes");
+        if let Some(offset) = self.skip_until.get(&ticket) {
+            return Ok(*offset);
+        }
+        if self.skip_until.len() >= TICKETS_MAX {
+            // Which entries are recomputed ones is forgotten with it.
+            self.skip_until.clear();
+            self.is_whole = false;
+        }
+        let written_at = self.task.store.entry(uid)?.and_then(|entry| crate::entry::written_at(&entry));
+        let offset = written_at.map_or(-1, |written_at| if self.is_whole { self.to - 1 } else { written_at });
+        self.skip_until.insert(ticket, offset);
+        Ok(offset)
+    }
+
+    /// Whether an occurrence makes a record a duplicate.
+    fn is_within(&self, seen: Option<Seen>, record: &RawRecord<'_>) -> bool {
+        let forgotten_before_ms = self.task.forgotten_before_ms();
+        seen.is_some_and(|seen| seen.offset < record.offset && seen.timestamp_ms >= forgotten_before_ms)
+    }
+
+    /// Notes the id of a record that is not processed, unless it was a duplicate.
+    fn note(&mut self, id: EventHash, record: &RawRecord<'_>) -> Result<()> {
+        let is_duplicate = self.is_within(self.noted.get(&id).copied(), record)
+            || self.is_within(self.task.store.seen(&id)?, record);
+        if is_duplicate {
+            return Ok(());
+        }
+        self.noted.insert(id, Seen { offset: record.offset, timestamp_ms: record.timestamp_ms });
+        if self.noted.len() >= self.noted_prune_at {
+            let forgotten_before_ms = self.task.forgotten_before_ms();
+            self.noted.retain(|_, seen| seen.timestamp_ms >= forgotten_before_ms);
+            if self.noted.len() >= NOTED_MAX {
+                self.store_noted()?;
+            }
+            self.noted_prune_at = (2 * self.noted.len()).clamp(NOTED_PRUNE_MIN, NOTED_MAX);
+        }
+        Ok(())
+    }
+
+    /// Lets the noted ids enter the store, save where it knows a later
+    /// occurrence that is not void.
+    fn store_noted(&mut self) -> Result<()> {
+        let forgotten_before_ms = self.task.forgotten_before_ms();
+        let mut kept = HashMap::default();
+        for (id, seen) in self.noted.drain() {
+            let known = self.task.store.seen(&id)?;
+            if known.is_some_and(|known| known.offset > seen.offset && known.offset < self.to) {
+                kept.insert(id, seen);
+            } else if seen.timestamp_ms >= forgotten_before_ms {
+                self.task.store.see(id, seen);
+            }
+        }
+        self.noted = kept;
+        Ok(())
+    }
+
+    /// All records before the position are taken: brings the ids to where they were.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    pub fn finish(&mut self) -> Result<()> {
+        self.store_noted()?;
+        self.noted.clear();
+        for (id, later) in self.later.drain() {
+            let known = self.task.store.seen(&id)?;
+            if known.is_none_or(|known| known.offset < later.offset || known.offset >= self.to) {
+                self.task.store.see(id, later);
+            }
+        }
+        Ok(())
+    }
+
+    /// The state, when it is what it was.
+    #[must_use]
+    pub fn into_store(self) -> Store {
+        self.task.store
+    }
+}

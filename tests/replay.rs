@@ -1,0 +1,163 @@
+//! A group that was reset emits again, byte for byte, what came from there on:
+//! by Kafka's tool or our own command, with the disk or without, and with the
+//! rebuild killed. Nothing is emitted from half a state.
+
+use std::collections::BTreeMap;
+
+use crate::datasets::{DataSet, HISTORIES, NASTY};
+use crate::pipeline::{Pipeline, Settings};
+use crate::story::{in_every_partition, moved, opened};
+use crate::tasks::PARTITIONS;
+use crate::wait;
+
+/// All of a data set is emitted, and the group can be reset soon after a run:
+/// a member that has stopped counts as one until its session ends.
+fn emitted(name: &str, set: &DataSet) -> Pipeline {
+    let pipeline =
+        Pipeline::new(name, &Settings { workers: 1, batch_records_max: 50, ..Settings::default() });
+    pipeline.rewrite(|text| {
+        text.replace("\n  brokers:", "\n  consumer:\n    session.timeout.ms: 6000\n  brokers:")
+    });
+    pipeline.feed(set);
+    pipeline.run_until_caught_up();
+    pipeline
+}
+
+fn everywhere(pipeline: &Pipeline, position: impl Fn(i64) -> i64) -> BTreeMap<i32, i64> {
+    (0..PARTITIONS).map(|partition| (partition, position(pipeline.end_of(partition)))).collect()
+}
+
+#[test]
+fn the_histories_replayed_from_the_beginning_are_the_same_bytes_again() {
+    let pipeline = emitted("replay-all", &HISTORIES);
+    let dry = pipeline.replay(&["--to-earliest"]);
+    assert!(dry.contains("nothing is altered") && dry.contains("same event ids"), "{dry}");
+    let log = pipeline.run_until_caught_up();
+    assert!(log.lines("REPLAYING").is_empty(), "a dry run resets nothing:\n{}", log.0);
+
+    let plan = pipeline.replay(&["--to-earliest", "--execute"]);
+    assert!(plan.contains("the offsets are set"), "{plan}");
+    let log = pipeline.run_until_caught_up();
+    assert_eq!(log.lines("rebuilt").len(), 4, "{}", log.0);
+    assert_eq!(log.total("records"), pipeline.end(), "{}", log.0);
+    pipeline.assert_emitted_again_from(&[everywhere(&pipeline, |_| 0)]);
+}
+
+#[test]
+fn nasty_records_replayed_from_their_middle_by_kafkas_tool_without_the_disk_are_the_same_bytes_again() {
+    let pipeline = emitted("replay-middle", &NASTY);
+    let back = everywhere(&pipeline, |end| (end - 60).max(0));
+    pipeline.reset_by_tool(&["--shift-by", "-60"]);
+    pipeline.lose_disk("a");
+    let log = pipeline.run_until_caught_up();
+    assert_eq!(log.lines("rebuilt").len(), 4, "{}", log.0);
+    pipeline.assert_emitted_again_from(&[back]);
+
+    // What comes then derives from the right state, and the log restores it.
+    let uids = in_every_partition("T");
+    pipeline.append(uids.iter().map(|uid| opened(uid)));
+    pipeline.run_until_caught_up();
+    pipeline.lose_disk("a");
+    pipeline.append(uids.iter().map(|uid| moved(uid, "closed")));
+    let log = pipeline.run_until_caught_up();
+    assert!(log.lines("REPLAYING").is_empty(), "{}", log.0);
+    for uid in &uids {
+        assert_eq!(pipeline.changes()[uid], ["status: open -> closed"]);
+    }
+}
+
+#[test]
+fn a_rebuild_that_is_killed_begins_again_and_nothing_is_emitted_from_half_a_state() {
+    let pipeline = emitted("replay-killed", &HISTORIES);
+    let first = everywhere(&pipeline, |end| end / 2);
+    for (partition, position) in &first {
+        pipeline.replay(&[
+            "--to-offset",
+            &position.to_string(),
+            "--partition",
+            &partition.to_string(),
+            "--execute",
+        ]);
+    }
+    let mut unfinished = 0;
+    for (text, count) in [("rebuild begun", 1), ("rebuild begun", 1), ("rebuilt", 1), ("rebuild begun", 2)] {
+        let mut process = pipeline.start("a");
+        wait::until("the rebuild has come so far, or all is done", || {
+            let come = process.log().lines(text).len() >= count;
+            (come || pipeline.committed() >= pipeline.end() || !process.is_running()).then_some(())
+        });
+        unfinished += process.log().lines("a replay did not come to its end").len();
+        process.kill();
+    }
+    pipeline.lose_disk("a");
+    let log = pipeline.run_until_caught_up();
+    unfinished += log.lines("a replay did not come to its end").len();
+    assert!(unfinished > 0, "no rebuild was cut short");
+    pipeline.assert_emitted_again_from(&[first]);
+}
+
+#[test]
+fn where_the_beginning_is_gone_tickets_whose_past_it_was_are_counted_and_the_others_replay() {
+    let pipeline = emitted("replay-headless", &NASTY);
+    let uids = in_every_partition("T");
+    // Kept: last written before the position. Gone: written behind it, and first seen in what is cut.
+    let gone = in_every_partition("G");
+    pipeline.append(uids.iter().chain(&gone).map(|uid| opened(uid)));
+    let low = everywhere(&pipeline, |end| end);
+    pipeline.append(gone.iter().map(|uid| moved(uid, "waiting")));
+    let to = everywhere(&pipeline, |end| end);
+    pipeline.append(gone.iter().map(|uid| moved(uid, "closed")));
+    pipeline.append(gone.iter().map(|uid| moved(uid, "open")));
+    pipeline.run_until_caught_up();
+    pipeline.delete_records_before(&low);
+
+    let plan = pipeline.replay(&["--to-offset", "0", "--partition", "0"]);
+    assert!(plan.contains("is gone"), "{plan}");
+    for (partition, position) in &to {
+        pipeline.replay(&[
+            "--to-offset",
+            &position.to_string(),
+            "--partition",
+            &partition.to_string(),
+            "--execute",
+        ]);
+    }
+    let log = pipeline.run_until_caught_up();
+    assert_eq!(log.numbers("rebuilt", "tickets_whose_past_is_gone"), [1, 1, 1, 1], "{}", log.0);
+    pipeline.append(uids.iter().map(|uid| moved(uid, "closed")));
+    pipeline.run_until_caught_up();
+    let all_changes = pipeline.changes();
+    for uid in &uids {
+        // Had its entry not been kept as it was, this would be a first sight.
+        assert_eq!(all_changes[uid], ["status: open -> closed"]);
+    }
+    for uid in &gone {
+        let changes = &all_changes[uid];
+        let first = ["status: open -> waiting", "status: waiting -> closed", "status: closed -> open"];
+        // It begins at what the raw topic still holds: "waiting" is first sight there.
+        assert_eq!(*changes, [&first[..], &first[1..]].concat());
+    }
+}
+
+#[test]
+fn a_replay_is_refused_in_plain_words_where_it_cannot_be() {
+    let pipeline = Pipeline::new("replay-refused", &Settings::default());
+    let uids = in_every_partition("T");
+    pipeline.append(uids.iter().map(|uid| opened(uid)));
+    let never_run = pipeline.replay(&["--to-earliest"]);
+    assert!(never_run.contains("there is no state"), "{never_run}");
+
+    let process = pipeline.start("a");
+    pipeline.wait_until_caught_up();
+    let refusal = pipeline.command(&["replay", "--to-earliest", "--execute"]);
+    let words = String::from_utf8_lossy(&refusal.stderr).into_owned();
+    assert!(refusal.status.code() == Some(1) && words.contains("is active"), "{words}");
+    process.end_well();
+
+    let refusal = pipeline.refused_replay(&["--to-offset", "7"]);
+    assert!(refusal.contains("is ahead of"), "{refusal}");
+    let refusal = pipeline.refused_replay(&["--to-earliest", "--partition", "9"]);
+    assert!(refusal.contains("no partition 9"), "{refusal}");
+    let usage = pipeline.command(&["replay"]);
+    assert_eq!(usage.status.code(), Some(2));
+}
