@@ -289,7 +289,7 @@ fn watching_shows_what_is_there_and_ends_when_nothing_comes() {
     let fed = events.feed(&[&line.to_string()]);
     assert_eq!(fed.status.code(), Some(0), "{}", text(&fed.stderr));
 
-    let watched = place.command(&["watch", "--from", "beginning", "--until-idle", "8s"]);
+    let watched = place.command(&["watch", "--from", "beginning", "--until-idle", "1s"]);
     assert_eq!(watched.status.code(), Some(0), "{}", text(&watched.stderr));
     let shown = text(&watched.stdout);
     assert_eq!(

@@ -157,6 +157,7 @@ pub fn reader(kafka: &Kafka) -> Result<BaseConsumer> {
         .set("enable.auto.offset.store", "false")
         .set("isolation.level", "read_committed")
         .set("auto.offset.reset", "earliest")
+        .set("enable.partition.eof", "true")
         .set("fetch.queue.backoff.ms", "10")
         .create()
         .context("make a consumer without a group")

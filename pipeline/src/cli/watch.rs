@@ -22,6 +22,8 @@ use ticket_pipeline::{clients, topics};
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL_TIMEOUT: Duration = Duration::from_millis(200);
+/// A partition that is not reached by then is not waited for.
+const REACH_TIME_MAX: Duration = Duration::from_secs(30);
 /// A number from here on is milliseconds since the epoch, else seconds.
 const MILLISECONDS_FROM: f64 = 100_000_000_000.0;
 /// The longest value that is shown whole, in characters.
@@ -70,7 +72,7 @@ pub(crate) fn run(topology: &Path, arguments: &Arguments) -> Result<ExitCode> {
     let partitions = assign(&reader, &topology, &topics, arguments.from)?;
     let from = if arguments.from == From::Now { "now" } else { "the beginning" };
     eprintln!("watching {} topics ({partitions} partitions) from {from}; Ctrl-C ends it", topics.len());
-    match follow(&reader, arguments) {
+    match follow(&reader, partitions, arguments) {
         // Whoever read the lines has seen enough: `watch | head`.
         Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
         result => result.map(|()| ExitCode::SUCCESS),
@@ -132,14 +134,19 @@ fn assign(
 }
 
 /// Prints events until nothing has come for as long as asked.
-fn follow(reader: &BaseConsumer, arguments: &Arguments) -> Result<()> {
+fn follow(reader: &BaseConsumer, partitions: usize, arguments: &Arguments) -> Result<()> {
     let colours = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
     let mut out = io::stdout().lock();
-    let mut last = Instant::now();
+    let started = Instant::now();
+    let mut last = started;
+    let mut ends_reached = 0;
     let mut noted = None;
     let mut counts = (0_u64, 0_u64);
     loop {
-        let left = arguments.until_idle.map(|idle| idle.saturating_sub(last.elapsed()));
+        // Nothing is idle that was not reached yet.
+        let settled = ends_reached >= partitions || started.elapsed() > REACH_TIME_MAX;
+        let idle = arguments.until_idle.filter(|_| settled);
+        let left = idle.map(|idle| idle.saturating_sub(last.elapsed()));
         if left.is_some_and(|left| left.is_zero()) {
             break;
         }
@@ -155,6 +162,14 @@ fn follow(reader: &BaseConsumer, arguments: &Arguments) -> Result<()> {
                 counts.0 += u64::from(seen.derived);
                 counts.1 += u64::from(!seen.derived);
                 writeln!(out, "{}", line(&record, &seen, colours))?;
+            }
+            // The end is told without its topic, so ends are counted. One that is told
+            // again has had an event since, and with it a new idle time.
+            Some(Err(KafkaError::PartitionEOF(_))) => {
+                ends_reached += 1;
+                if ends_reached == partitions {
+                    last = Instant::now();
+                }
             }
             Some(Err(error)) if is_final(&error) => return Err(error).context("read the derived topics"),
             Some(Err(error)) => {

@@ -13,6 +13,7 @@ use rdkafka::admin::{
 };
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::{Builder, Runtime};
@@ -175,7 +176,6 @@ impl Cluster {
         let deadline = Instant::now() + ANSWER_TIMEOUT;
         let mut oldest = None;
         while !waiting.is_empty() {
-            // Nothing but markers of transactions may be left in a partition: it then has no oldest record.
             let left = deadline.saturating_duration_since(Instant::now());
             let Some(record) = reader.poll(left.min(Duration::from_millis(500))) else {
                 if left.is_zero() || oldest.is_some() {
@@ -183,7 +183,14 @@ impl Cluster {
                 }
                 continue;
             };
-            let record = record.with_context(|| format!("read {topic}"))?;
+            let record = match record {
+                // Nothing but markers of transactions is left in it: it has no oldest record.
+                Err(KafkaError::PartitionEOF(partition)) => {
+                    waiting.retain(|waiting| *waiting != partition);
+                    continue;
+                }
+                record => record.with_context(|| format!("read {topic}"))?,
+            };
             waiting.retain(|partition| *partition != record.partition());
             let timestamp_ms = record.timestamp().to_millis();
             oldest = oldest.into_iter().chain(timestamp_ms).min();
@@ -217,7 +224,7 @@ pub fn bounds<C: ConsumerContext>(
 }
 
 /// What a person can do about a cluster that does not answer.
-pub fn no_answer(kafka: &Kafka, error: &rdkafka::error::KafkaError) -> anyhow::Error {
+pub fn no_answer(kafka: &Kafka, error: &KafkaError) -> anyhow::Error {
     anyhow!(
         "no broker answers at {}: {error}; is Kafka up (scripts/kafka up), and is kafka.brokers right?",
         kafka.brokers
