@@ -13,11 +13,14 @@ lacks() {
     missing_words+=("$2")
 }
 
+# The names that clang-sys looks for. libclang-cpp.so, which many machines have, is
+# another library: RocksDB's build would end without libclang after minutes.
 has_libclang() {
-    local file
-    for file in /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so* /usr/lib*/libclang*.so* \
-        ${LIBCLANG_PATH:+"$LIBCLANG_PATH"/libclang*}; do
-        [[ -e $file ]] && return
+    local folder file
+    for folder in /usr/lib/llvm-*/lib /usr/lib/* /usr/lib* ${LIBCLANG_PATH:+"$LIBCLANG_PATH"}; do
+        for file in "$folder"/libclang.so* "$folder"/libclang-[0-9]*.so*; do
+            [[ -e $file ]] && return
+        done
     done
     # macOS: Xcode's own, which clang-sys finds.
     [[ $(uname) == Darwin ]] && have clang
