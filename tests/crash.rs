@@ -3,8 +3,11 @@
 
 use std::time::{Duration, Instant};
 
+use ticket_pipeline::lines::RawLine;
+
 use crate::datasets::{DataSet, HISTORIES, NASTY};
 use crate::pipeline::{Pipeline, Settings};
+use crate::process::Process;
 use crate::random::Random;
 use crate::story::{in_every_partition, moved, opened};
 use crate::wait;
@@ -76,20 +79,39 @@ fn of_two_processes_one_is_killed_and_the_other_goes_on_until_it_is_back() {
     let settings =
         Settings { workers: 1, batch_records_max: 4, commit_interval: "5ms", ..Settings::default() };
     let pipeline = Pipeline::new("one-of-two", &settings);
-    pipeline.feed(&HISTORIES);
+    // Records of every partition for each of the three stages: whoever joins late, all have work.
+    let [before, meanwhile, after] = [0, 1, 2].map(|third| thirds(&HISTORIES, third));
+    pipeline.append(before);
     let survivor = pipeline.start("a");
     let victim = pipeline.start("b");
-    wait::until("both take part", || {
-        [&survivor, &victim].iter().all(|process| process.log().lines("restored").len() >= 2).then_some(())
-    });
-    assert!(pipeline.committed() < pipeline.end(), "the kill would come too late");
+    wait::until("both take part", || [&survivor, &victim].iter().all(|one| owns_two(one)).then_some(()));
+    pipeline.wait_until_caught_up();
+    let caught_up = pipeline.end();
+    pipeline.append(meanwhile);
+    pipeline.wait_until_committed(caught_up + 1);
     victim.kill();
+    assert!(pipeline.committed() < pipeline.end(), "the kill came too late");
     pipeline.lose_disk("b");
     let back = pipeline.start("b");
+    wait::until("it is back", || owns_two(&back).then_some(()));
+    pipeline.append(after);
     pipeline.wait_until_caught_up();
     let (survivor, back) = (survivor.end_well(), back.end_well());
     for log in [&survivor, &back] {
         assert!(log.total("records") > 0, "both took part:\n{}\nand\n{}", survivor.0, back.0);
     }
     pipeline.assert_emitted(&HISTORIES);
+}
+
+/// A third of each partition's records, in their order.
+fn thirds(set: &DataSet, third: usize) -> Vec<RawLine> {
+    let raw = set.raw();
+    let in_partition = |partition| raw.iter().filter(|raw| raw.partition == partition).count();
+    let is_in = |raw: &&RawLine| raw.offset as usize * 3 / in_partition(raw.partition) == third;
+    raw.iter().filter(is_in).cloned().collect()
+}
+
+/// Of four partitions in two processes each ends up with two.
+fn owns_two(process: &Process) -> bool {
+    process.log().lines("restored").len() >= 2
 }
