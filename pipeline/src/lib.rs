@@ -36,6 +36,9 @@
 //!  lines       records as lines of JSON, for people and tests
 //! ```
 
+// Another checkout's build is never taken for this one's: see `.cargo/config.toml`.
+const _: Option<&str> = option_env!("CHECKOUT");
+
 pub mod topology;
 
 pub mod record;
