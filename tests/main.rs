@@ -32,6 +32,7 @@ mod process;
 mod audit;
 mod bad_input;
 mod crash;
+mod owners;
 mod replay;
 mod restore;
 mod same_output;

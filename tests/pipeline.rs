@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
@@ -222,6 +222,22 @@ impl Pipeline {
 
     pub(crate) fn start_with(&self, instance: &str, arguments: &[&str]) -> Process {
         self.spawn(&mut self.binary(instance), instance, arguments)
+    }
+
+    /// A member of the group as a worker of that instance would be one.
+    pub(crate) fn member<C: ConsumerContext>(
+        &self,
+        instance: &str,
+        slot: usize,
+        context: C,
+    ) -> BaseConsumer<C> {
+        let member: BaseConsumer<C> = client("group.instance.id", &format!("{}-{instance}-{slot}", self.group))
+            .set("group.id", &self.group)
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            .create_with_context(context)
+            .expect("a consumer");
+        member.subscribe(&[&self.raw_topic]).expect("the topic can be subscribed to");
+        member
     }
 
     fn spawn(&self, binary: &mut Command, instance: &str, arguments: &[&str]) -> Process {

@@ -5,11 +5,12 @@
 
 mod caught_up;
 mod housekeeping;
+mod owners;
 mod progress;
 mod signals;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -20,9 +21,10 @@ use crate::restore::Setup;
 use crate::store::{StateDirectory, StoreSettings};
 use crate::topics;
 use crate::topology::Topology;
-use crate::worker::{Published, Status, Worker};
+use crate::worker::{Orders, Published, Status, Worker};
 use caught_up::CaughtUp;
 use housekeeping::Housekeeping;
+use owners::Owners;
 use progress::Progress;
 
 /// How often the workers are looked after.
@@ -49,8 +51,8 @@ struct Running {
 /// # Errors
 /// What that was, and what to do about it.
 pub fn run(topology: Topology, options: Options) -> Result<()> {
-    let stop = Arc::new(AtomicBool::new(false));
-    signals::stop_on_signal(Arc::clone(&stop))?;
+    let orders = Arc::new(Orders::default());
+    signals::stop_on_signal(Arc::clone(&orders))?;
     let topology = Arc::new(topology);
     let state = StateDirectory::lock(&topology.state.dir, store_settings(&topology))?;
     let instance = topology.runtime.instance.clone().map_or_else(|| state.instance(), Ok)?;
@@ -59,6 +61,7 @@ pub fn run(topology: Topology, options: Options) -> Result<()> {
         tracing::warn!(warning, "the topics differ from what they should be");
     }
     let mut housekeeping = Housekeeping::connect(&topology, checked.partitions)?;
+    let mut owners = Owners::connect(&topology, checked.partitions)?;
     let delete_retention_ms = housekeeping.delete_retention_ms()?;
     let setup = Arc::new(Setup {
         topology: Arc::clone(&topology),
@@ -70,7 +73,7 @@ pub fn run(topology: Topology, options: Options) -> Result<()> {
         if options.until_caught_up { Some(CaughtUp::begin(&topology, checked.partitions)?) } else { None };
     let mut progress = Progress::begin(&topology, options.on_terminal)?;
 
-    let mut workers = spawn_workers(&setup, &instance, &stop)?;
+    let mut workers = spawn_workers(&setup, &instance, &orders)?;
     let mut outcome = Ok(());
     while !workers.is_empty() {
         std::thread::sleep(TICK);
@@ -80,27 +83,30 @@ pub fn run(topology: Topology, options: Options) -> Result<()> {
             progress.keep(&status(&finished.published));
             // The first error is the cause.
             outcome = outcome.and(ended);
-            stop.store(true, Ordering::Relaxed);
+            orders.stop.store(true, Ordering::Relaxed);
         }
         let statuses: Vec<Arc<Status>> = workers.iter().map(|worker| status(&worker.published)).collect();
         progress.tick(&statuses);
-        if stop.load(Ordering::Relaxed) {
+        if orders.stop.load(Ordering::Relaxed) {
             continue;
         }
         if let Err(error) = housekeeping.tick(&statuses) {
             outcome = outcome.and(Err(error));
-            stop.store(true, Ordering::Relaxed);
+            orders.stop.store(true, Ordering::Relaxed);
+        }
+        if owners.tick() {
+            orders.rejoin.store(true, Ordering::Relaxed);
         }
         if caught_up.as_mut().is_some_and(CaughtUp::tick) {
             tracing::info!("caught up");
-            stop.store(true, Ordering::Relaxed);
+            orders.stop.store(true, Ordering::Relaxed);
         }
     }
     progress.end();
     outcome
 }
 
-fn spawn_workers(setup: &Arc<Setup>, instance: &str, stop: &Arc<AtomicBool>) -> Result<Vec<Running>> {
+fn spawn_workers(setup: &Arc<Setup>, instance: &str, orders: &Arc<Orders>) -> Result<Vec<Running>> {
     let topology = &setup.topology;
     let partitions = usize::try_from(setup.partitions).unwrap_or(1);
     let wanted = topology
@@ -114,7 +120,7 @@ fn spawn_workers(setup: &Arc<Setup>, instance: &str, stop: &Arc<AtomicBool>) -> 
         .map(|slot| {
             let member = Member::new(topology, instance, slot, workers);
             let published = Arc::new(Published::default());
-            let worker = Worker::new(Arc::clone(setup), member, Arc::clone(&published), Arc::clone(stop));
+            let worker = Worker::new(Arc::clone(setup), member, Arc::clone(&published), Arc::clone(orders));
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{slot}"))
                 .spawn(move || worker.run())

@@ -1,16 +1,18 @@
 //! SIGTERM and SIGINT: the first asks for a clean end, the second for an end.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Sets `stop` at the first signal; at the second the process exits at once.
+use crate::worker::Orders;
+
+/// Orders a stop at the first signal; at the second the process exits at once.
 ///
 /// # Errors
 /// Where the signals cannot be listened to.
-pub(super) fn stop_on_signal(stop: Arc<AtomicBool>) -> Result<()> {
+pub(super) fn stop_on_signal(orders: Arc<Orders>) -> Result<()> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("listen to signals")?;
     let (mut terminate, mut interrupt) = {
@@ -24,7 +26,7 @@ pub(super) fn stop_on_signal(stop: Arc<AtomicBool>) -> Result<()> {
             runtime.block_on(async {
                 either(&mut terminate, &mut interrupt).await;
                 tracing::info!("stopping: committing what is in hand (again to exit at once)");
-                stop.store(true, Ordering::Relaxed);
+                orders.stop.store(true, Ordering::Relaxed);
                 let code = either(&mut terminate, &mut interrupt).await;
                 std::process::exit(128 + code);
             });

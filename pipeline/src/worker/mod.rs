@@ -48,6 +48,15 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// One transaction forgets at most so many entries of each task.
 const SWEEP_MAX: usize = 1_000;
 
+/// What the process asks of its workers.
+#[derive(Debug, Default)]
+pub struct Orders {
+    /// Of all: commit what is in hand, and end.
+    pub stop: AtomicBool,
+    /// Of whichever sees it first: leave the group and join it again.
+    pub rejoin: AtomicBool,
+}
+
 /// One thread's work.
 pub struct Worker {
     setup: Arc<Setup>,
@@ -55,7 +64,7 @@ pub struct Worker {
     tasks: Tasks,
     status: Status,
     published: Arc<Published>,
-    stop: Arc<AtomicBool>,
+    orders: Arc<Orders>,
     outbox: Outbox,
 }
 
@@ -68,19 +77,14 @@ impl std::fmt::Debug for Worker {
 impl Worker {
     /// A worker that has done nothing yet.
     #[must_use]
-    pub fn new(
-        setup: Arc<Setup>,
-        member: Member,
-        published: Arc<Published>,
-        stop: Arc<AtomicBool>,
-    ) -> Worker {
+    pub fn new(setup: Arc<Setup>, member: Member, published: Arc<Published>, orders: Arc<Orders>) -> Worker {
         Worker {
             setup,
             member,
             tasks: Tasks::default(),
             status: Status::default(),
             published,
-            stop,
+            orders,
             outbox: Outbox::default(),
         }
     }
@@ -126,13 +130,24 @@ impl Worker {
         let consumer: BaseConsumer<Assignment> = clients::consumer(&topology, &self.member)
             .create_with_context(Assignment::default())
             .context("create the consumer")?;
-        consumer
-            .subscribe(&[topology.source.topic.as_str()])
-            .with_context(|| format!("subscribe to {}", topology.source.topic))?;
+        self.subscribe(&consumer)?;
         let outcome = self.turns(&consumer, &mut producer);
         let closed = self.tasks.close_all();
         drop(consumer);
         outcome.and(closed.map_err(Trouble::Stop))
+    }
+
+    fn subscribe(&self, consumer: &BaseConsumer<Assignment>) -> Result<()> {
+        let topic = self.setup.topology.source.topic.as_str();
+        consumer.subscribe(&[topic]).with_context(|| format!("subscribe to {topic}"))
+    }
+
+    /// Unlike the end of a client, an unsubscription leaves the group for a static
+    /// member too (librdkafka's `rd_kafka_cgrp_leave_maybe`), so that a rebalance
+    /// follows. What is in hand is revoked in the next polls and read again.
+    fn rejoin(&self, consumer: &BaseConsumer<Assignment>) -> Result<()> {
+        consumer.unsubscribe();
+        self.subscribe(consumer)
     }
 
     fn turns(&mut self, consumer: &BaseConsumer<Assignment>, producer: &mut Producer) -> Result<(), Trouble> {
@@ -143,6 +158,9 @@ impl Worker {
             // What was polled is committed; what was not is the next run's.
             if self.is_stopping() && batch.records.is_empty() {
                 return Ok(());
+            }
+            if self.orders.rejoin.swap(false, Ordering::Relaxed) {
+                self.rejoin(consumer)?;
             }
             let due = self.poll(consumer, &mut batch, restores_wait, backoff(troubles))?;
             if self.tasks.are_restoring() {
@@ -349,7 +367,7 @@ impl Worker {
     }
 
     fn is_stopping(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
+        self.orders.stop.load(Ordering::Relaxed)
     }
 
     fn pause(&self, time: Duration) {
