@@ -231,11 +231,12 @@ impl Pipeline {
         slot: usize,
         context: C,
     ) -> BaseConsumer<C> {
-        let member: BaseConsumer<C> = client("group.instance.id", &format!("{}-{instance}-{slot}", self.group))
-            .set("group.id", &self.group)
-            .set("partition.assignment.strategy", "cooperative-sticky")
-            .create_with_context(context)
-            .expect("a consumer");
+        let member: BaseConsumer<C> =
+            client("group.instance.id", &format!("{}-{instance}-{slot}", self.group))
+                .set("group.id", &self.group)
+                .set("partition.assignment.strategy", "cooperative-sticky")
+                .create_with_context(context)
+                .expect("a consumer");
         member.subscribe(&[&self.raw_topic]).expect("the topic can be subscribed to");
         member
     }

@@ -102,7 +102,7 @@ impl Contestant {
         if self.kind == Kind::Pipeline {
             command.arg("run");
         }
-        let log = self.settings.folder.join(format!("{}.log", self.name));
+        let log = self.log_path();
         let process = Process::start(&self.name, &mut command, &log)?;
         let pid = process.pid();
         self.process = Some(process);
@@ -128,6 +128,15 @@ impl Contestant {
 
     pub(crate) fn watch(&self) -> Result<Watch> {
         Watch::of(&self.topology, self.settings.partitions)
+    }
+
+    /// What all its runs have logged.
+    pub(crate) fn log(&self) -> Result<String> {
+        std::fs::read_to_string(self.log_path()).context("read the log")
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.settings.folder.join(format!("{}.log", self.name))
     }
 
     pub(crate) fn state(&self) -> &Path {
@@ -270,7 +279,8 @@ impl Contestant {
         Ok(wanted.values().map(|changes| changes.len() as u64).sum())
     }
 
-    fn command(&self) -> Command {
+    /// The program, before its command.
+    pub(crate) fn command(&self) -> Command {
         let settings = &self.settings;
         match self.kind {
             Kind::Pipeline => {

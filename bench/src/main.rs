@@ -14,7 +14,9 @@ mod histories;
 mod latency;
 mod limit;
 mod load;
+mod memory;
 mod process;
+mod rebuild;
 mod report;
 mod restart;
 mod stream;
@@ -47,6 +49,10 @@ enum Command {
     Latency(Latency),
     /// SIGKILL under load: how long to the first new commit, and until caught up.
     Restart(Restart),
+    /// A replay of a backlog's end: how fast the state is made what it was.
+    Rebuild(Throughput),
+    /// What memory grows with: tickets, and event ids in the window.
+    Memory(Memory),
     /// The bare copy that the pipeline is measured against.
     Limit(limit::Limit),
     /// The pure core over real stores, without Kafka: what a profiler runs.
@@ -130,6 +136,19 @@ struct Restart {
 }
 
 #[derive(Debug, Args)]
+#[command(args_override_self = true)]
+struct Memory {
+    #[command(flatten)]
+    setting: Setting,
+    /// Tickets with one event each.
+    #[arg(long, value_delimiter = ',', default_value = "1000,10000,100000")]
+    tickets: Vec<u64>,
+    /// Events over the first of these numbers of tickets: only the window of ids grows.
+    #[arg(long, value_delimiter = ',', default_value = "10000,100000")]
+    events: Vec<u64>,
+}
+
+#[derive(Debug, Args)]
 struct Core {
     #[arg(long, default_value_t = 100_000)]
     events: u64,
@@ -166,6 +185,21 @@ fn main() -> Result<()> {
             let settings = setting.settings(&histories)?;
             let result = restart::run(&settings, &histories, restart.tickets, restart.rate, restart.rounds)?;
             setting.write_json(&result)
+        }
+        Command::Rebuild(Throughput { setting, events, tickets, rounds }) => {
+            let histories = read()?;
+            let settings = setting.settings(&histories)?;
+            let shape = shape(&histories, *events, *tickets, setting.under_way, settings.partitions);
+            setting.write_json(&rebuild::run(&settings, &histories, shape, *events, *rounds)?)
+        }
+        Command::Memory(Memory { setting, tickets, events }) => {
+            let histories = read()?;
+            let settings = setting.settings(&histories)?;
+            let few = tickets.first().copied().unwrap_or(1);
+            let by_tickets = tickets.iter().map(|tickets| (*tickets, *tickets));
+            let cases: Vec<(u64, u64)> =
+                by_tickets.chain(events.iter().map(|events| (few, *events))).collect();
+            setting.write_json(&memory::run(&settings, &histories, &cases)?)
         }
     }
 }
