@@ -193,18 +193,34 @@ fn write_identities(out: &mut Vec<u8>, identities: &[Cow<'_, str>]) {
     out.push(b']');
 }
 
-/// What the headers of an outgoing record are made of.
+/// The headers of all that is made of one raw record.
 #[derive(Debug)]
 pub struct Headers<'a> {
-    /// The source.
-    pub envelope: &'a Envelope<'a>,
-    /// The source's record.
-    pub record: &'a RawRecord<'a>,
-    /// Whether CloudEvents headers are written.
-    pub cloudevents: bool,
+    envelope: &'a Envelope<'a>,
+    record: &'a RawRecord<'a>,
+    cloudevents: bool,
+    timestamp: Option<Cow<'a, str>>,
+    user_id: Option<Cow<'a, str>>,
+    user_type: Option<Cow<'a, str>>,
+    org_id: Option<Cow<'a, str>>,
 }
 
-impl Headers<'_> {
+impl<'a> Headers<'a> {
+    /// Reads what they have in common; `cloudevents` says whether those are written.
+    #[must_use]
+    pub fn of(envelope: &'a Envelope<'a>, record: &'a RawRecord<'a>, cloudevents: bool) -> Headers<'a> {
+        let actor = |member: &str| envelope.actor.and_then(|actor| actor.get(member)).and_then(content);
+        Headers {
+            envelope,
+            record,
+            cloudevents,
+            timestamp: content(envelope.timestamp),
+            user_id: actor("id"),
+            user_type: actor("type"),
+            org_id: envelope.org_id.and_then(content),
+        }
+    }
+
     /// Gives the outbox's last record, a forwarded one or its late copy, its headers.
     pub fn of_forwarded(&self, out: &mut Outbox, truncated: Option<&[String]>) {
         let Envelope { event_name, event_id, .. } = self.envelope;
@@ -231,27 +247,23 @@ impl Headers<'_> {
     ) {
         let mut put = |name: &str, value: &str| out.header(name.as_bytes(), Some(value.as_bytes()));
         let envelope = self.envelope;
-        let org_id = envelope.org_id.and_then(content);
-        let actor = |member: &str| envelope.actor.and_then(|actor| actor.get(member)).and_then(content);
         put("event_name", name);
         put("event_id", id);
-        if let Some(timestamp) = content(envelope.timestamp) {
-            put("event_timestamp", &timestamp);
-        }
-        if let Some(user) = actor("id") {
-            put("context_user_id", &user);
-        }
-        if let Some(kind) = actor("type") {
-            put("context_user_type", &kind);
-        }
-        if let Some(org_id) = &org_id {
-            put("context_organization_id", org_id);
+        for (name, value) in [
+            ("event_timestamp", &self.timestamp),
+            ("context_user_id", &self.user_id),
+            ("context_user_type", &self.user_type),
+            ("context_organization_id", &self.org_id),
+        ] {
+            if let Some(value) = value {
+                put(name, value);
+            }
         }
         if self.cloudevents {
             put("content-type", "application/json");
             put("ce_specversion", "1.0");
             put("ce_id", id);
-            put("ce_source", &format!("/tickets/{}", org_id.as_deref().unwrap_or_default()));
+            put("ce_source", &format!("/tickets/{}", self.org_id.as_deref().unwrap_or_default()));
             put("ce_type", name);
             put("ce_subject", &envelope.uid);
             put("ce_time", &timestamp::format_utc(envelope.time_ms));
