@@ -402,6 +402,14 @@ impl<'a> Value<'a> {
         self.text.as_bytes().get(node.start as usize..node.end as usize).unwrap_or_default()
     }
 
+    /// The bytes of [`Value::plain`], which can be had for less.
+    #[must_use]
+    pub fn plain_bytes(self) -> Option<&'a [u8]> {
+        let node = self.node();
+        let is_plain = node.kind == Kind::String && !node.escaped;
+        is_plain.then(|| self.text.as_bytes().get(node.start as usize + 1..node.end as usize - 1))?
+    }
+
     /// A string's content; `None` for all else.
     #[must_use]
     pub fn string(self) -> Option<Cow<'a, str>> {
@@ -417,20 +425,39 @@ impl<'a> Value<'a> {
     /// Whether it is the string `text`.
     #[must_use]
     pub fn is_string(self, text: &str) -> bool {
-        let node = self.node();
-        if node.kind != Kind::String || node.escaped {
-            return self.string().is_some_and(|string| string == text);
+        match self.plain_bytes() {
+            Some(plain) => plain == text.as_bytes(),
+            None => self.string().is_some_and(|string| string == text),
         }
-        // Most names are told from others by their length alone.
-        node.end - node.start == text.len() as u32 + 2
-            && self.text.as_bytes().get(node.start as usize + 1..node.end as usize - 1)
-                == Some(text.as_bytes())
     }
 
     /// An object's member of that name; where it is repeated, the last one.
     #[must_use]
     pub fn get(self, name: &str) -> Option<Value<'a>> {
-        self.members().filter(|(key, _)| key.is_string(name)).last().map(|(_, value)| value)
+        // Most names are told from others by their length alone.
+        let length = name.len() as u32 + 2;
+        let mut found = None;
+        for index in self.names() {
+            let node = self.at(index).node();
+            if (node.escaped || node.end - node.start == length) && self.at(index).is_string(name) {
+                found = Some(index + 1);
+            }
+        }
+        found.map(|index| self.at(index))
+    }
+
+    /// The indices of an object's member names, of repeated ones too, in their
+    /// order; of all else, none. A member's value has the next index.
+    pub fn names(self) -> impl Iterator<Item = u32> + use<'a> {
+        let nodes = self.nodes;
+        let node = self.node();
+        let end = if node.kind == Kind::Object { node.next } else { 0 };
+        let mut index = self.index + 1;
+        std::iter::from_fn(move || {
+            let name = (index < end).then_some(index)?;
+            index = nodes.get(name as usize + 1)?.next;
+            Some(name)
+        })
     }
 
     /// Whether it is an object or array that holds nothing.
@@ -442,15 +469,7 @@ impl<'a> Value<'a> {
 
     /// An object's members, repeated ones too, in their order; of all else, none.
     pub fn members(self) -> impl Iterator<Item = (Value<'a>, Value<'a>)> + use<'a> {
-        let node = self.node();
-        let end = if node.kind == Kind::Object { node.next } else { 0 };
-        let mut index = self.index + 1;
-        std::iter::from_fn(move || {
-            // A name is one node, and its value the next.
-            let (name, value) = (index < end).then(|| (self.at(index), self.at(index + 1)))?;
-            index = value.node().next;
-            Some((name, value))
-        })
+        self.names().map(move |name| (self.at(name), self.at(name + 1)))
     }
 
     /// An array's elements; of all else, none.

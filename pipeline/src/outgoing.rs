@@ -111,11 +111,35 @@ pub fn write_derived(
     write_string(out, &envelope.event_name);
     out.extend_from_slice(b",\"topic\":");
     write_string(out, source_topic);
-    let rest = format!(
-        ",\"partition\":{},\"offset\":{}}},\"sequence\":{{\"position\":{},\"total\":{}}},\"truncatedFields\":[]}}}}",
-        record.partition, record.offset, derived.position, derived.total
-    );
-    out.extend_from_slice(rest.as_bytes());
+    for (before, number) in [
+        (",\"partition\":", i64::from(record.partition)),
+        (",\"offset\":", record.offset),
+        ("},\"sequence\":{\"position\":", derived.position as i64),
+        (",\"total\":", derived.total as i64),
+    ] {
+        out.extend_from_slice(before.as_bytes());
+        write_number(out, number);
+    }
+    out.extend_from_slice(b"},\"truncatedFields\":[]}}");
+}
+
+fn write_number(out: &mut Vec<u8>, number: i64) {
+    let mut digits = [0; 20];
+    let (mut at, mut rest) = (digits.len(), number.unsigned_abs());
+    while at > 0 {
+        at -= 1;
+        if let Some(digit) = digits.get_mut(at) {
+            *digit = b'0' + (rest % 10) as u8;
+        }
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    if number < 0 {
+        out.push(b'-');
+    }
+    out.extend_from_slice(digits.get(at..).unwrap_or_default());
 }
 
 fn write_change(out: &mut Vec<u8>, field: &str, change: &Change<'_>) {
@@ -193,34 +217,18 @@ fn write_identities(out: &mut Vec<u8>, identities: &[Cow<'_, str>]) {
     out.push(b']');
 }
 
-/// The headers of all that is made of one raw record.
+/// What the headers of an outgoing record are made of.
 #[derive(Debug)]
 pub struct Headers<'a> {
-    envelope: &'a Envelope<'a>,
-    record: &'a RawRecord<'a>,
-    cloudevents: bool,
-    timestamp: Option<Cow<'a, str>>,
-    user_id: Option<Cow<'a, str>>,
-    user_type: Option<Cow<'a, str>>,
-    org_id: Option<Cow<'a, str>>,
+    /// The source.
+    pub envelope: &'a Envelope<'a>,
+    /// The source's record.
+    pub record: &'a RawRecord<'a>,
+    /// Whether CloudEvents headers are written.
+    pub cloudevents: bool,
 }
 
-impl<'a> Headers<'a> {
-    /// Reads what they have in common; `cloudevents` says whether those are written.
-    #[must_use]
-    pub fn of(envelope: &'a Envelope<'a>, record: &'a RawRecord<'a>, cloudevents: bool) -> Headers<'a> {
-        let actor = |member: &str| envelope.actor.and_then(|actor| actor.get(member)).and_then(content);
-        Headers {
-            envelope,
-            record,
-            cloudevents,
-            timestamp: content(envelope.timestamp),
-            user_id: actor("id"),
-            user_type: actor("type"),
-            org_id: envelope.org_id.and_then(content),
-        }
-    }
-
+impl Headers<'_> {
     /// Gives the outbox's last record, a forwarded one or its late copy, its headers.
     pub fn of_forwarded(&self, out: &mut Outbox, truncated: Option<&[String]>) {
         let Envelope { event_name, event_id, .. } = self.envelope;
@@ -247,23 +255,27 @@ impl<'a> Headers<'a> {
     ) {
         let mut put = |name: &str, value: &str| out.header(name.as_bytes(), Some(value.as_bytes()));
         let envelope = self.envelope;
+        let org_id = envelope.org_id.and_then(content);
+        let actor = |member: &str| envelope.actor.and_then(|actor| actor.get(member)).and_then(content);
         put("event_name", name);
         put("event_id", id);
-        for (name, value) in [
-            ("event_timestamp", &self.timestamp),
-            ("context_user_id", &self.user_id),
-            ("context_user_type", &self.user_type),
-            ("context_organization_id", &self.org_id),
-        ] {
-            if let Some(value) = value {
-                put(name, value);
-            }
+        if let Some(timestamp) = content(envelope.timestamp) {
+            put("event_timestamp", &timestamp);
+        }
+        if let Some(user) = actor("id") {
+            put("context_user_id", &user);
+        }
+        if let Some(kind) = actor("type") {
+            put("context_user_type", &kind);
+        }
+        if let Some(org_id) = &org_id {
+            put("context_organization_id", org_id);
         }
         if self.cloudevents {
             put("content-type", "application/json");
             put("ce_specversion", "1.0");
             put("ce_id", id);
-            put("ce_source", &format!("/tickets/{}", self.org_id.as_deref().unwrap_or_default()));
+            put("ce_source", &format!("/tickets/{}", org_id.as_deref().unwrap_or_default()));
             put("ce_type", name);
             put("ce_subject", &envelope.uid);
             put("ce_time", &timestamp::format_utc(envelope.time_ms));

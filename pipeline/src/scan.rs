@@ -43,39 +43,17 @@ pub fn plain(bytes: &[u8]) -> usize {
     bytes.len() - rest.len() + rest.iter().take_while(is_plain).count()
 }
 
-/// Every x86-64 has the instructions of SSE2: no detection is needed.
-#[cfg(target_arch = "x86_64")]
+/// Written so that the compiler takes sixteen bytes at a time, or more.
 fn marked(block: &[u8; 64]) -> u64 {
-    use std::arch::x86_64::{
-        _mm_cmpeq_epi8, _mm_min_epu8, _mm_movemask_epi8, _mm_or_si128, _mm_set_epi64x, _mm_set1_epi8,
-    };
-    let half = |half: &[u8; 8]| i64::from_le_bytes(*half);
-    let mut marks = 0;
-    for (index, sixteen) in block.as_chunks::<16>().0.iter().enumerate() {
-        let ([low, high], _) = sixteen.as_chunks::<8>() else { continue };
-        let bytes = _mm_set_epi64x(half(high), half(low));
-        let quote = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(b'"'.cast_signed()));
-        let backslash = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(b'\\'.cast_signed()));
-        let control = _mm_cmpeq_epi8(_mm_min_epu8(bytes, _mm_set1_epi8(0x1f)), bytes);
-        let found = _mm_movemask_epi8(_mm_or_si128(_mm_or_si128(quote, backslash), control));
-        marks |= u64::from(found as u16) << (16 * index);
+    let mut found = [0; 64];
+    for (found, &byte) in found.iter_mut().zip(block) {
+        *found = u8::from(byte < 0x20) | u8::from(byte == b'"') | u8::from(byte == b'\\');
     }
-    marks
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn marked(block: &[u8; 64]) -> u64 {
-    portable(block)
-}
-
-/// The same on any machine.
-#[cfg(any(test, not(target_arch = "x86_64")))]
-fn portable(block: &[u8; 64]) -> u64 {
     let mut marks = 0;
-    for (index, eight) in block.as_chunks::<8>().0.iter().enumerate() {
-        // The multiplication gathers the lowest bits of eight bytes in the highest byte.
-        let found = (marked_8(eight) >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56;
-        marks |= found << (8 * index);
+    for (index, eight) in found.as_chunks::<8>().0.iter().enumerate() {
+        // The product's highest byte is made of the lowest bits of the eight.
+        let bits = u64::from_le_bytes(*eight).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+        marks |= bits << (8 * index);
     }
     marks
 }
@@ -110,9 +88,6 @@ mod tests {
                     let found = rest.iter().position(|byte| !is_plain(*byte)).unwrap_or(rest.len());
                     prop_assert_eq!(next(&marks, at), at + found);
                     prop_assert_eq!(plain(rest), found);
-                }
-                for block in bytes.as_chunks::<64>().0 {
-                    prop_assert_eq!(marked(block), portable(block));
                 }
             }
         }

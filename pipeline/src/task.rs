@@ -133,14 +133,8 @@ impl Task {
         )
         .with_context(damaged)?;
 
-        let mut emission = Emission {
-            topology,
-            envelope: &envelope,
-            record,
-            headers: Headers::of(&envelope, record, topology.policies.cloudevents),
-            partition: partition::of(envelope.uid.as_bytes(), self.partitions),
-            truncated: 0,
-        };
+        let mut emission =
+            Emission { topology, envelope: &envelope, record, partitions: self.partitions, truncated: 0 };
         if let Err(unusable) = emission.emit(&transition, &mut self.value, out) {
             return dead_letter(out, &unusable);
         }
@@ -222,8 +216,7 @@ struct Emission<'a> {
     topology: &'a Topology,
     envelope: &'a Envelope<'a>,
     record: &'a RawRecord<'a>,
-    headers: Headers<'a>,
-    partition: i32,
+    partitions: i32,
     truncated: u32,
 }
 
@@ -245,16 +238,17 @@ impl Emission<'_> {
     }
 
     fn forward(&mut self, late: bool, out: &mut Outbox) -> Result<(), Unusable> {
-        let envelope = self.envelope;
+        let (envelope, record) = (self.envelope, self.record);
         let text = envelope.text.as_bytes();
         let cut = self.cut(text, &envelope.event_id, &envelope.event_name, Spare::Nothing)?;
         let value = cut.as_ref().map_or(text, |cut| &cut.value);
         let pointers = cut.as_ref().map(|cut| cut.pointers.as_slice());
+        let headers = Headers { envelope, record, cloudevents: self.topology.policies.cloudevents };
         let copies =
             [(Destination::Event(envelope.event_type), Origin::Forwarded), (Destination::Late, Origin::Late)];
         for (destination, origin) in copies.into_iter().take(1 + usize::from(late)) {
             out.push(&self.draft(destination, origin, value));
-            self.headers.of_forwarded(out, pointers);
+            headers.of_forwarded(out, pointers);
         }
         Ok(())
     }
@@ -294,7 +288,8 @@ impl Emission<'_> {
         let value = cut.as_ref().map_or(&*value, |cut| &cut.value);
         let pointers = cut.as_ref().map(|cut| cut.pointers.as_slice());
         out.push(&self.draft(Destination::Event(event.event_type), Origin::Derived, value));
-        self.headers.of_derived(out, &event_type.name, &id, pointers);
+        let headers = Headers { envelope, record, cloudevents: self.topology.policies.cloudevents };
+        headers.of_derived(out, &event_type.name, &id, pointers);
         Ok(())
     }
 
@@ -330,7 +325,7 @@ impl Emission<'_> {
         let uid = self.envelope.uid.as_bytes();
         Draft {
             destination,
-            partition: self.partition,
+            partition: partition::of(uid, self.partitions),
             key: Some(uid),
             value: Some(value),
             timestamp_ms: self.record.timestamp_ms,

@@ -121,7 +121,7 @@ struct Names {
 
 impl Names {
     fn slot(&mut self, name: &str) -> Slot {
-        if let Some(slot) = self.find(name) {
+        if let Some(slot) = self.find(name.as_bytes()) {
             return slot;
         }
         if self.by_length.len() <= name.len() {
@@ -134,9 +134,9 @@ impl Names {
         self.count - 1
     }
 
-    fn find(&self, name: &str) -> Option<Slot> {
+    fn find(&self, name: &[u8]) -> Option<Slot> {
         let names = self.by_length.get(name.len())?;
-        names.iter().find(|(known, _)| known == name).map(|(_, slot)| *slot)
+        names.iter().find(|(known, _)| known.as_bytes() == name).map(|(_, slot)| *slot)
     }
 }
 
@@ -171,14 +171,14 @@ impl Reader {
     #[must_use]
     pub fn ticket<'a>(&'a self, object: Value<'a>) -> Ticket<'a> {
         let mut members = vec![ABSENT; self.names.count];
-        for (name, value) in object.members() {
-            let slot = match name.plain() {
+        for name in object.names() {
+            let slot = match object.at(name).plain_bytes() {
                 Some(name) => self.names.find(name),
-                None => name.string().and_then(|name| self.names.find(&name)),
+                None => object.at(name).string().and_then(|name| self.names.find(name.as_bytes())),
             };
             // Of repeated members the last one counts.
             if let Some(member) = slot.and_then(|slot| members.get_mut(slot)) {
-                *member = value.index();
+                *member = name + 1;
             }
         }
         Ticket { reader: self, root: object, members }
