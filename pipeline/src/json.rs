@@ -134,7 +134,7 @@ fn document(text: &Marked<'_>, nodes: &mut Vec<Node>) -> Result<(), NotJson> {
         if let Some(opening @ (b'{' | b'[')) = text.byte(at) {
             let (kind, closing) = if opening == b'{' { (Kind::Object, b'}') } else { (Kind::Array, b']') };
             let Some(place) = open.get_mut(depth) else {
-                return Err(NotJson { what: "nesting deeper than 127", at });
+                return Err(NotJson { what: "nesting deeper than 127", at: white_space(text, at + 1) });
             };
             *place = nodes.len() as u32;
             let start = at;

@@ -121,3 +121,50 @@ fn merged<'a>(known: Option<Field<'a>>, mut said: Vec<Entry<'a>>) -> Option<Fiel
     }
     keeps.then_some(Field::Map(said))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topology::Topology;
+
+    const MARK: &str = "Payload too large. Use API instead";
+
+    /// What is known by rule's field behind each of these tickets, one after the other,
+    /// as far as the last one does not say it itself.
+    fn carried(tickets: &[&str]) -> Vec<String> {
+        let topology = Topology::shipped();
+        let reader = Reader::new(&topology.rules);
+        let mut tapes: Vec<(Tape, Tape)> = tickets.iter().map(|_| Default::default()).collect();
+        let mut snapshot: Option<Snapshot<'_>> = None;
+        for (&text, (tape, other)) in tickets.iter().zip(&mut tapes) {
+            let current = reader.ticket(tape.parse(text.as_bytes()).unwrap());
+            let known = snapshot.map_or_else(Known::default, |snapshot| {
+                Known::of(snapshot, &reader, &current, other).unwrap()
+            });
+            let places = Some(current.places(0).collect());
+            let carried = known.learn(&current, topology.rules.len());
+            snapshot = Some(Snapshot { time_ms: 0, text, places, carried });
+        }
+        let carried = snapshot.unwrap().carried;
+        let field = |rule: usize| topology.rules.get(rule).unwrap().field.clone();
+        carried.into_iter().map(|(rule, value)| format!("{}: {value:?}", field(rule))).collect()
+    }
+
+    #[test]
+    fn what_a_ticket_does_not_say_any_more_is_carried_until_it_does() {
+        let whole = r#"{"status":"open","customFields":{"a":1,"b":2},"isEscalated":true}"#;
+        let marked = format!(r#"{{"status":"{MARK}","customFields":{{"a":"{MARK}","c":3}}}}"#);
+        assert_eq!(carried(&[whole]), [""; 0]);
+        let once = carried(&[whole, &marked]);
+        assert_eq!(once.len(), 3, "{once:?}");
+        assert!(once.iter().any(|field| field.starts_with("status") && field.contains("open")), "{once:?}");
+        assert!(
+            once.iter().any(|field| field.contains("Known(\"1\")") && field.contains("Known(\"3\")")),
+            "{once:?}"
+        );
+        assert_eq!(carried(&[whole, &marked, &marked]), once);
+        assert_eq!(carried(&[whole, &marked, whole]), [""; 0]);
+        // What was never known is carried by nobody.
+        assert_eq!(carried(&[&marked, &marked]), [""; 0]);
+    }
+}
