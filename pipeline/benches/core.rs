@@ -4,6 +4,7 @@
 #![allow(clippy::indexing_slicing, reason = "all lists are as long as the list of records")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::borrow::Cow;
 use std::fs::File;
 use std::hint::black_box;
 use std::io::{BufRead, BufReader};
@@ -80,9 +81,10 @@ impl Histories {
         let mut outbox = Outbox::default();
         let entries = lines.iter().map(|line| {
             let before = task.store.entry(line.key.as_deref().unwrap_or_default());
+            let before = before.expect("nothing is read from a disk").map(Cow::into_owned);
             line.with_record(|record| task.process(record, &mut outbox))
                 .expect("nothing is read from a disk");
-            before.expect("nothing is read from a disk")
+            before
         });
         let entries = entries.collect();
         let (rule_set, roles) = (RuleSet::of(&topology.rules), transition::roles(&topology));
@@ -104,10 +106,10 @@ impl Histories {
         self.lines.iter().map(|line| line.value.as_ref().map_or(0, Vec::len) as u64).sum()
     }
 
-    fn entry<'a>(&'a self, index: usize, tape: &'a mut Tape) -> Entry<'a> {
+    fn entry(&self, index: usize) -> Entry<'_> {
         match &self.entries[index] {
             Some(bytes) => {
-                Entry::decode(bytes, &self.rule_set, tape).expect("an entry that was encoded can be decoded")
+                Entry::decode(bytes, &self.rule_set).expect("an entry that was encoded can be decoded")
             }
             None => Entry::new(0),
         }
@@ -118,15 +120,18 @@ impl Histories {
         envelope: &Envelope<'a>,
         record_ms: i64,
         entry: &mut Entry<'a>,
+        tape: &'a mut Tape,
     ) -> Transition<'a> {
-        transition::happen(
+        let transition = transition::happen(
             &self.topology,
             &self.rule_set.reader,
             self.roles[envelope.event_type],
             envelope,
             record_ms,
             entry,
-        )
+            tape,
+        );
+        transition.expect("an entry that was encoded is whole")
     }
 }
 
@@ -170,11 +175,11 @@ fn core(criterion: &mut Criterion) {
             decoder.decode(&Histories::record(line), &histories.topology).expect("the histories are sound")
         })
         .collect();
+    let mut tape = Tape::default();
     measure(criterion, "derive", records, bytes, || {
         for (index, envelope) in envelopes.iter().enumerate() {
-            let mut tape = Tape::default();
-            let mut entry = histories.entry(index, &mut tape);
-            black_box(histories.happen(envelope, histories.lines[index].timestamp_ms, &mut entry));
+            let mut entry = histories.entry(index);
+            black_box(histories.happen(envelope, histories.lines[index].timestamp_ms, &mut entry, &mut tape));
             black_box(entry.encode(&histories.rule_set));
         }
     });
@@ -198,8 +203,8 @@ fn encode(criterion: &mut Criterion, histories: &Histories, envelopes: &[Envelop
         .zip(&mut tapes)
         .enumerate()
         .map(|(index, (envelope, tape))| {
-            let mut entry = histories.entry(index, tape);
-            histories.happen(envelope, histories.lines[index].timestamp_ms, &mut entry)
+            let mut entry = histories.entry(index);
+            histories.happen(envelope, histories.lines[index].timestamp_ms, &mut entry, tape)
         })
         .collect();
     let write = |value: &mut Vec<u8>| {
@@ -208,7 +213,7 @@ fn encode(criterion: &mut Criterion, histories: &Histories, envelopes: &[Envelop
             let (envelope, record) = (&envelopes[index], Histories::record(&histories.lines[index]));
             for (position, event) in transition.derived.iter().enumerate() {
                 let name = &histories.topology.event_types[event.event_type].name;
-                let id = outgoing::derived_id(envelope, name, event.change.subject());
+                let id = outgoing::derived_id(envelope, name, &event.change.subject());
                 let previous = match event.previous_from {
                     PreviousFrom::Event => envelope.previous_ticket.map(|ticket| ticket.raw()),
                     PreviousFrom::Store => transition.previous_snapshot,

@@ -5,10 +5,13 @@
 //! tickets nor topics: an announcement is a field, a subject and a digest.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use crate::canonical;
+use crate::codec::{Reader, put_bytes, put_signed, put_varint};
 use crate::derive::Change;
-use crate::ticket::{Entry, EntryValue, Field};
+use crate::ticket::{Entry, EntryValue, Field, Identity};
 use crate::topology::Rule;
 
 /// At most so many wait under one field and subject; the oldest go first.
@@ -34,18 +37,7 @@ pub enum Announcer {
     Derived,
 }
 
-/// An announcement that has not met its twin.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Waiting<'a> {
-    /// What was announced.
-    pub announcement: Announcement<'a>,
-    /// Who announced it.
-    pub by: Announcer,
-    /// The Kafka timestamp of the record that made it, in milliseconds.
-    pub since_ms: i64,
-}
-
-/// What becomes of an announced event.
+/// What became of an announced event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reception {
     /// It is emitted, and waits for its twin.
@@ -54,48 +46,147 @@ pub enum Reception {
     Twin,
 }
 
-/// Announces; `waiting` holds one ticket's, in the order in which they came.
-pub fn announce<'a>(waiting: &mut Vec<Waiting<'a>>, new: Waiting<'a>) -> Reception {
-    let other = |one: &Waiting<'_>| one.by != new.by;
-    if let Some(twin) = waiting.iter().position(|one| other(one) && one.announcement == new.announcement) {
-        waiting.remove(twin);
-        return Reception::Twin;
-    }
-    let beside = |one: &Waiting<'_>| {
-        one.announcement.field == new.announcement.field
-            && one.announcement.subject == new.announcement.subject
-    };
-    // Those of the other origin missed their twin.
-    waiting.retain(|one| !(beside(one) && other(one)));
-    if waiting.iter().filter(|one| beside(one)).count() >= WAITING_MAX
-        && let Some(oldest) = waiting.iter().position(beside)
-    {
-        waiting.remove(oldest);
-    }
-    waiting.push(new);
-    Reception::Emit
+/// One ticket's announcements that have not met their twin: by field and subject,
+/// and there in the order in which they came.
+///
+/// One event may change tens of thousands of custom fields, so they are found, not
+/// looked through.
+#[derive(Debug, Clone, Default)]
+pub struct Waiting<'a> {
+    by_place: BTreeMap<Place<'a>, Said>,
 }
 
-/// Ends the waiting of one field and subject.
-pub fn end(waiting: &mut Vec<Waiting<'_>>, field: [u8; 4], subject: &str) {
-    waiting.retain(|one| one.announcement.field != field || one.announcement.subject != subject);
+/// The numbers are no part of what is known, only the order that they make.
+impl PartialEq for Waiting<'_> {
+    fn eq(&self, other: &Waiting<'_>) -> bool {
+        self.len() == other.len()
+            && self.by_place.iter().zip(&other.by_place).all(|(one, other)| {
+                let ((field, subject, _), said) = one;
+                let ((other_field, other_subject, _), other_said) = other;
+                field == other_field && subject == other_subject && said == other_said
+            })
+    }
+}
+
+impl Eq for Waiting<'_> {}
+
+/// Field, subject, and a number that grows with each that came.
+type Place<'a> = ([u8; 4], Cow<'a, str>, u64);
+
+/// What was announced, by whom, and when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Said {
+    digest: [u8; 16],
+    by: Announcer,
+    since_ms: i64,
+}
+
+impl<'a> Waiting<'a> {
+    /// Announces.
+    pub fn announce(&mut self, new: Announcement<'a>, by: Announcer, since_ms: i64) -> Reception {
+        let beside = places(new.field, &new.subject);
+        let twin = |said: &Said| said.by != by && said.digest == new.digest;
+        let met = self.by_place.range(beside.clone()).find(|(_, said)| twin(said)).map(|(place, _)| place.2);
+        if let Some(number) = met {
+            self.by_place.remove(&(new.field, new.subject, number));
+            return Reception::Twin;
+        }
+        // Those of the other origin missed their twin; of the others the oldest goes.
+        let (mut gone, mut stay, mut number) = (Vec::new(), 0, 0);
+        for (place, said) in self.by_place.range(beside).rev() {
+            number = number.max(place.2 + 1);
+            stay += usize::from(said.by == by);
+            if said.by != by || stay >= WAITING_MAX {
+                gone.push(place.2);
+            }
+        }
+        for number in gone {
+            self.by_place.remove(&(new.field, new.subject.clone(), number));
+        }
+        let said = Said { digest: new.digest, by, since_ms };
+        self.by_place.insert((new.field, new.subject, number), said);
+        Reception::Emit
+    }
+
+    /// Ends the waiting of one field and subject.
+    pub fn end(&mut self, field: [u8; 4], subject: Cow<'a, str>) {
+        let gone: Vec<u64> = self.by_place.range(places(field, &subject)).map(|(place, _)| place.2).collect();
+        for number in gone {
+            self.by_place.remove(&(field, subject.clone(), number));
+        }
+    }
+
+    /// Ends all waiting.
+    pub fn clear(&mut self) {
+        self.by_place.clear();
+    }
+
+    /// Forgets those that were made before this Kafka timestamp.
+    pub fn forget(&mut self, before_ms: i64) {
+        if self.by_place.values().any(|said| said.since_ms < before_ms) {
+            self.by_place.retain(|_, said| said.since_ms >= before_ms);
+        }
+    }
+
+    /// How many wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_place.len()
+    }
+
+    /// Whether none waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_place.is_empty()
+    }
+
+    /// The Kafka timestamp of the newest, in milliseconds.
+    #[must_use]
+    pub fn newest_ms(&self) -> Option<i64> {
+        self.by_place.values().map(|said| said.since_ms).max()
+    }
+
+    /// Writes them all.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        put_varint(out, self.len() as u64);
+        for ((field, subject, _), said) in &self.by_place {
+            out.extend_from_slice(field);
+            out.push(u8::from(said.by == Announcer::Native));
+            put_bytes(out, subject.as_bytes());
+            out.extend_from_slice(&said.digest);
+            put_signed(out, said.since_ms);
+        }
+    }
+
+    /// Reads what [`Waiting::encode`] wrote, in whatever order it stands.
+    pub fn decode(reader: &mut Reader<'a>) -> Option<Waiting<'a>> {
+        let mut waiting = Waiting::default();
+        for number in 0..reader.length()? as u64 {
+            let field = reader.array()?;
+            let by = if reader.byte()? == 1 { Announcer::Native } else { Announcer::Derived };
+            let subject = Cow::Borrowed(std::str::from_utf8(reader.bytes()?).ok()?);
+            let said = Said { digest: reader.array()?, by, since_ms: reader.signed()? };
+            waiting.by_place.insert((field, subject, number), said);
+        }
+        Some(waiting)
+    }
+}
+
+/// Where those of one field and subject stand.
+fn places<'s>(field: [u8; 4], subject: &'s str) -> RangeInclusive<Place<'s>> {
+    (field, Cow::Borrowed(subject), 0)..=(field, Cow::Borrowed(subject), u64::MAX)
 }
 
 /// The announcement of a change that was derived.
 #[must_use]
 pub fn of_change<'a>(rule: &Rule, event_name: &str, change: &Change<'a>) -> Announcement<'a> {
-    let value = match change {
-        Change::Reference { to, .. } => reference(to.as_ref().map(|identity| &*identity.id)),
-        Change::Flag { to } => flag(*to),
-        Change::Scalar { to, .. } => canonical::form(to),
-        Change::Set { to, .. } => set(to),
-        Change::Key { to, .. } => to.map_or_else(Vec::new, canonical::form),
-    };
-    let subject = match change {
-        Change::Key { key, .. } => key.clone(),
-        _ => Cow::Borrowed(""),
-    };
-    announcement(rule, event_name, subject, &value)
+    announcement(rule, event_name, change.subject(), |out| match change {
+        Change::Reference { to, .. } => put_reference(out, to.as_ref()),
+        Change::Flag { to } => out.push(u8::from(*to)),
+        Change::Scalar { to, .. } => canonical::put_form(out, to),
+        Change::Set { to, .. } => put_set(out, to),
+        Change::Key { to, .. } => to.iter().for_each(|to| canonical::put_form(out, to)),
+    })
 }
 
 /// What a native event of a map rule's type announces of its key.
@@ -117,23 +208,25 @@ pub fn of_native<'a>(
     key: Option<Cow<'a, str>>,
     direction: Direction,
 ) -> Option<Announcement<'a>> {
-    let value = match said {
-        Some(Field::Reference(identity)) => reference(identity.as_ref().map(|identity| &*identity.id)),
-        Some(Field::Flag(value)) => flag(*value),
-        Some(Field::Scalar(text)) => canonical::form(text),
-        Some(Field::Set(identities)) => set(identities),
+    let key = match said {
         Some(Field::Map(_)) | None if direction == Direction::Removed => {
-            return Some(announcement(rule, event_name, key?, &[]));
+            return Some(announcement(rule, event_name, key?, |_| {}));
         }
-        Some(Field::Map(entries)) => {
-            let key = key?;
-            let entry = find(entries, &key)?;
-            let EntryValue::Known(text) = entry.value else { return None };
-            return Some(announcement(rule, event_name, key, &canonical::form(text)));
-        }
+        Some(Field::Map(_)) => key?,
+        Some(_) => Cow::Borrowed(""),
         None => return None,
     };
-    Some(announcement(rule, event_name, Cow::Borrowed(""), &value))
+    if let Some(Field::Map(entries)) = said {
+        let EntryValue::Known(text) = find(entries, &key)?.value else { return None };
+        return Some(announcement(rule, event_name, key, |out| canonical::put_form(out, text)));
+    }
+    Some(announcement(rule, event_name, key, |out| match said {
+        Some(Field::Reference(identity)) => put_reference(out, identity.as_ref()),
+        Some(Field::Flag(value)) => out.push(u8::from(*value)),
+        Some(Field::Scalar(text)) => canonical::put_form(out, text),
+        Some(Field::Set(identities)) => put_set(out, identities),
+        Some(Field::Map(_)) | None => {}
+    }))
 }
 
 /// The only key whose value differs between two maps, unknown sides apart;
@@ -160,73 +253,128 @@ fn value<'a>(entry: Option<&Entry<'a>>) -> EntryValue<'a> {
     entry.map_or(EntryValue::None, |entry| entry.value)
 }
 
-fn announcement<'a>(rule: &Rule, event_name: &str, subject: Cow<'a, str>, value: &[u8]) -> Announcement<'a> {
-    let mut hasher = blake3::Hasher::new();
+fn announcement<'a>(
+    rule: &Rule,
+    event_name: &str,
+    subject: Cow<'a, str>,
+    put_value: impl FnOnce(&mut Vec<u8>),
+) -> Announcement<'a> {
+    let mut bytes = Vec::with_capacity(256);
     // Each part behind its length, so that no two triples run together.
-    for part in [event_name.as_bytes(), subject.as_bytes(), value] {
-        hasher.update(&(part.len() as u64).to_le_bytes());
-        hasher.update(part);
+    for part in [event_name, &subject] {
+        bytes.extend_from_slice(&(part.len() as u64).to_le_bytes());
+        bytes.extend_from_slice(part.as_bytes());
     }
-    let mut digest = [0; 16];
-    hasher.finalize_xof().fill(&mut digest);
+    let start = bytes.len() + size_of::<u64>();
+    bytes.extend_from_slice(&[0; size_of::<u64>()]);
+    put_value(&mut bytes);
+    let length = (bytes.len() - start) as u64;
+    if let Some(place) = bytes.get_mut(start - size_of::<u64>()..start) {
+        place.copy_from_slice(&length.to_le_bytes());
+    }
+    let digest = *blake3::hash(&bytes).as_bytes().first_chunk().expect("a BLAKE3 hash has 32 bytes");
     Announcement { field: rule.store_key, subject, digest }
 }
 
-fn reference(id: Option<&str>) -> Vec<u8> {
-    id.map_or_else(Vec::new, |id| id.as_bytes().to_vec())
+fn put_reference(out: &mut Vec<u8>, identity: Option<&Identity<'_>>) {
+    out.extend_from_slice(identity.map_or(&[][..], |identity| identity.id.as_bytes()));
 }
 
-fn flag(value: bool) -> Vec<u8> {
-    vec![u8::from(value)]
-}
-
-fn set(identities: &[Cow<'_, str>]) -> Vec<u8> {
-    let mut form = Vec::new();
+fn put_set(out: &mut Vec<u8>, identities: &[Cow<'_, str>]) {
     for identity in identities {
-        crate::codec::put_bytes(&mut form, identity.as_bytes());
+        put_bytes(out, identity.as_bytes());
     }
-    form
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn said<'a>(by: Announcer, subject: &'a str, digest: u8) -> Waiting<'a> {
-        let announcement = Announcement { field: [1; 4], subject: subject.into(), digest: [digest; 16] };
-        Waiting { announcement, by, since_ms: 0 }
+    const FIELD: [u8; 4] = [1; 4];
+
+    fn announce(
+        waiting: &mut Waiting<'static>,
+        by: Announcer,
+        subject: &'static str,
+        digest: u8,
+    ) -> Reception {
+        let announcement = Announcement { field: FIELD, subject: subject.into(), digest: [digest; 16] };
+        waiting.announce(announcement, by, 0)
+    }
+
+    fn digests(waiting: &Waiting<'_>) -> Vec<u8> {
+        waiting.by_place.values().map(|said| said.digest[0]).collect()
     }
 
     #[test]
     fn a_twin_of_the_other_origin_is_dropped_and_the_first_goes() {
-        let mut waiting = Vec::new();
-        assert_eq!(announce(&mut waiting, said(Announcer::Native, "", 1)), Reception::Emit);
-        assert_eq!(announce(&mut waiting, said(Announcer::Native, "", 1)), Reception::Emit);
-        assert_eq!(announce(&mut waiting, said(Announcer::Derived, "", 1)), Reception::Twin);
+        let mut waiting = Waiting::default();
+        assert_eq!(announce(&mut waiting, Announcer::Native, "", 1), Reception::Emit);
+        assert_eq!(announce(&mut waiting, Announcer::Native, "", 1), Reception::Emit);
+        assert_eq!(announce(&mut waiting, Announcer::Derived, "", 1), Reception::Twin);
         assert_eq!(waiting.len(), 1);
-        assert_eq!(announce(&mut waiting, said(Announcer::Derived, "", 1)), Reception::Twin);
-        assert_eq!(waiting, []);
-        assert_eq!(announce(&mut waiting, said(Announcer::Derived, "", 1)), Reception::Emit);
+        assert_eq!(announce(&mut waiting, Announcer::Derived, "", 1), Reception::Twin);
+        assert!(waiting.is_empty());
+        assert_eq!(announce(&mut waiting, Announcer::Derived, "", 1), Reception::Emit);
     }
 
     #[test]
     fn another_value_ends_the_waiting_of_the_other_origin_beside_it() {
-        let mut waiting = vec![said(Announcer::Native, "", 1), said(Announcer::Native, "k", 1)];
-        assert_eq!(announce(&mut waiting, said(Announcer::Derived, "", 2)), Reception::Emit);
-        assert_eq!(waiting, [said(Announcer::Native, "k", 1), said(Announcer::Derived, "", 2)]);
-        end(&mut waiting, [1; 4], "k");
-        end(&mut waiting, [2; 4], "");
-        assert_eq!(waiting, [said(Announcer::Derived, "", 2)]);
+        let mut waiting = Waiting::default();
+        announce(&mut waiting, Announcer::Native, "", 1);
+        announce(&mut waiting, Announcer::Native, "k", 2);
+        assert_eq!(announce(&mut waiting, Announcer::Derived, "", 3), Reception::Emit);
+        assert_eq!(digests(&waiting), [3, 2]);
+        waiting.end(FIELD, "k".into());
+        waiting.end([2; 4], "".into());
+        assert_eq!(digests(&waiting), [3]);
     }
 
     #[test]
     fn of_more_than_sixteen_the_oldest_goes() {
-        let mut waiting = vec![said(Announcer::Derived, "k", 0)];
+        let mut waiting = Waiting::default();
+        announce(&mut waiting, Announcer::Derived, "k", 0);
         for digest in 0..17 {
-            announce(&mut waiting, said(Announcer::Native, "", digest));
+            announce(&mut waiting, Announcer::Native, "", digest);
         }
         assert_eq!(waiting.len(), 17);
-        assert_eq!(announce(&mut waiting, said(Announcer::Derived, "", 1)), Reception::Twin);
-        assert_eq!(announce(&mut waiting, said(Announcer::Derived, "", 0)), Reception::Emit);
+        assert_eq!(announce(&mut waiting, Announcer::Derived, "", 1), Reception::Twin);
+        assert_eq!(announce(&mut waiting, Announcer::Derived, "", 0), Reception::Emit);
+    }
+
+    #[test]
+    fn what_waits_survives_encoding_in_its_order() {
+        let mut waiting = Waiting::default();
+        for (by, subject, digest) in [
+            (Announcer::Native, "k", 3),
+            (Announcer::Native, "", 2),
+            (Announcer::Native, "k", 1),
+            (Announcer::Native, "k", 1),
+        ] {
+            announce(&mut waiting, by, subject, digest);
+        }
+        announce(&mut waiting, Announcer::Derived, "k", 3);
+        let mut bytes = Vec::new();
+        waiting.encode(&mut bytes);
+        let decoded = Waiting::decode(&mut Reader::new(&bytes));
+        assert_eq!(decoded.as_ref().map(digests), Some(vec![2, 1, 1]));
+        assert_eq!(decoded, Some(waiting));
+    }
+
+    /// Were each looked for among all, this would take minutes.
+    #[test]
+    fn a_hundred_thousand_subjects_are_announced_in_no_time() {
+        let subjects: Vec<String> = (0..100_000).map(|number| number.to_string()).collect();
+        let mut waiting = Waiting::default();
+        for digest in 0..3 {
+            for subject in &subjects {
+                let announcement =
+                    Announcement { field: FIELD, subject: subject.into(), digest: [digest; 16] };
+                assert_eq!(waiting.announce(announcement, Announcer::Derived, 0), Reception::Emit);
+            }
+        }
+        assert_eq!(waiting.len(), 300_000);
+        subjects.iter().for_each(|subject| waiting.end(FIELD, subject.into()));
+        assert!(waiting.is_empty());
     }
 }

@@ -31,12 +31,22 @@ pub fn equal(one: &str, other: &str) -> bool {
 #[must_use]
 pub fn form(text: &str) -> Vec<u8> {
     let mut form = Vec::with_capacity(text.len() + 16);
+    put_form(&mut form, text);
+    form
+}
+
+/// Appends the canonical form of a JSON text.
+pub fn put_form(form: &mut Vec<u8>, text: &str) {
+    // The common case needs no reading.
+    let plain = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    if let Some(content) = plain.filter(|content| !content.contains(['\\', '"'])) {
+        return write_string(form, content);
+    }
     // What is no JSON text has no equal but itself, as no texts of ours are.
     match Tape::default().parse(text.as_bytes()) {
-        Ok(value) => write(&mut form, value),
+        Ok(value) => write(form, value),
         Err(_) => form.extend_from_slice(text.as_bytes()),
     }
-    form
 }
 
 /// Every form tells its own length, so that one behind another is unambiguous.

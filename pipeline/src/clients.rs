@@ -102,6 +102,8 @@ pub fn producer(topology: &Topology, member: &Member) -> ClientConfig {
     set_all(&mut config, &topology.kafka.producer);
     config.set("transactional.id", &member.id);
     config.set("enable.idempotence", "true");
+    // Of each record that arrives, librdkafka's own thread tells us in passing.
+    config.set("delivery.report.only.error", "true");
     // The topics say how large a record may be: a changelog entry may be four
     // times as large as a raw record. Batches stay at `batch.size`.
     config.set("message.max.bytes", "1000000000");

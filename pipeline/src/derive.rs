@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::cmp::Ordering;
 
 use crate::canonical;
+use crate::known::Known;
 use crate::ticket::{Entry, EntryValue, Field, Identity, Ticket};
 use crate::topology::{EventTypeIndex, RuleEvents};
 
@@ -55,13 +56,13 @@ pub enum Change<'a> {
     },
 }
 
-impl Change<'_> {
+impl<'a> Change<'a> {
     /// What tells two changes of one field apart: a map's key, else nothing.
     #[must_use]
-    pub fn subject(&self) -> &str {
+    pub fn subject(&self) -> Cow<'a, str> {
         match self {
-            Change::Key { key, .. } => key,
-            _ => "",
+            Change::Key { key, .. } => key.clone(),
+            _ => Cow::Borrowed(""),
         }
     }
 
@@ -106,6 +107,8 @@ pub enum Finding<'a> {
     Changed(Change<'a>, PreviousFrom),
     /// They do not.
     Same(PreviousFrom),
+    /// Both sides say it in the same words, or neither says it: it was not read.
+    Untouched,
     /// The event's ticket says nothing of it.
     CurrentUnknown,
     /// Neither `previousTicket` nor the store knows what it was.
@@ -114,56 +117,69 @@ pub enum Finding<'a> {
 
 /// One verdict for each rule, in the order of emission.
 ///
-/// `current` holds what the event's ticket says, rule by rule; `known` what the
-/// store knows, rule by rule (all `None` for a late event).
+/// `current` is the event's ticket; `known` what the store knows (nothing for a
+/// late event).
 pub fn derive<'a>(
-    current: &[Option<Field<'a>>],
+    rules: usize,
+    current: &Ticket<'a>,
     previous_ticket: Option<&Ticket<'a>>,
-    known: &[Option<Field<'a>>],
-    verdicts: &mut Vec<Verdict<'a>>,
+    known: &Known<'a>,
+    mut verdict: impl FnMut(Verdict<'a>),
 ) {
-    verdicts.clear();
-    for (rule, current) in current.iter().enumerate() {
-        let mut found = |finding| verdicts.push(Verdict { rule, finding });
-        let Some(current) = current else {
+    for rule in 0..rules {
+        let mut found = |finding| verdict(Verdict { rule, finding });
+        // What `previousTicket` lacks altogether is asked of the store.
+        let previous_ticket = previous_ticket.filter(|ticket| ticket.speaks_of(rule));
+        let untouched = match previous_ticket {
+            Some(previous) => previous.says_as(current, rule),
+            None => known.is_untouched(rule),
+        };
+        if untouched {
+            found(Finding::Untouched);
+            continue;
+        }
+        if previous_ticket.is_none() && known.is_nothing() {
+            found(Finding::PreviousUnknown);
+            continue;
+        }
+        let Some(now) = current.field(rule) else {
             found(Finding::CurrentUnknown);
             continue;
         };
-        let known = known.get(rule).and_then(Option::as_ref);
-        let said = previous_ticket.and_then(|ticket| ticket.field(rule));
-        match (said.as_ref(), known) {
-            (Some(Field::Map(previous)), _) => {
+        match previous_ticket.and_then(|ticket| ticket.field(rule)) {
+            Some(Field::Map(previous)) => {
+                let known = known.field(current, rule);
                 let fallback =
-                    if let Some(Field::Map(known)) = known { Some(known.as_slice()) } else { None };
-                compare_maps(previous, PreviousFrom::Event, fallback, current, found);
+                    if let Some(Field::Map(known)) = &known { Some(known.as_slice()) } else { None };
+                compare_maps(&previous, PreviousFrom::Event, fallback, &now, found);
             }
-            (None, Some(Field::Map(known))) => {
-                compare_maps(known, PreviousFrom::Store, None, current, found);
-            }
-            (Some(previous), _) => found(compare(previous, current, PreviousFrom::Event)),
-            (None, Some(known)) => found(compare(known, current, PreviousFrom::Store)),
-            (None, None) => found(Finding::PreviousUnknown),
+            Some(previous) => found(compare(previous, now, PreviousFrom::Event)),
+            None => match known.field(current, rule) {
+                Some(Field::Map(known)) => compare_maps(&known, PreviousFrom::Store, None, &now, found),
+                Some(known) => found(compare(known, now, PreviousFrom::Store)),
+                None => found(Finding::PreviousUnknown),
+            },
         }
     }
 }
 
-fn compare<'a>(previous: &Field<'a>, current: &Field<'a>, from: PreviousFrom) -> Finding<'a> {
+fn compare<'a>(previous: Field<'a>, current: Field<'a>, from: PreviousFrom) -> Finding<'a> {
     let change = match (previous, current) {
         (Field::Reference(previous), Field::Reference(current)) => {
-            let id = |side: &Option<Identity<'a>>| side.as_ref().map(|identity| identity.id.clone());
-            (id(previous) != id(current))
-                .then(|| Change::Reference { from: previous.clone(), to: current.clone() })
+            let differ = previous.as_ref().map(|identity| &identity.id)
+                != current.as_ref().map(|identity| &identity.id);
+            differ.then_some(Change::Reference { from: previous, to: current })
         }
         (Field::Flag(previous), Field::Flag(current)) => {
-            (previous != current).then_some(Change::Flag { to: *current })
+            (previous != current).then_some(Change::Flag { to: current })
         }
         (Field::Scalar(previous), Field::Scalar(current)) => {
             (!canonical::equal(previous, current)).then_some(Change::Scalar { from: previous, to: current })
         }
         (Field::Set(previous), Field::Set(current)) => (previous != current).then(|| Change::Set {
-            added: without(current, previous),
-            removed: without(previous, current),
-            to: current.clone(),
+            added: without(&current, &previous),
+            removed: without(&previous, &current),
+            to: current,
         }),
         // A known value of another kind belongs to a rule that is no more.
         _ => return Finding::PreviousUnknown,
@@ -236,27 +252,4 @@ fn compare_entries<'a>(
         },
         from,
     )
-}
-
-/// What is known of a field once an event that is not late has said `said`.
-///
-/// A map is taken whole, save that a key whose value carries the mark keeps the
-/// value, and its name, known before, and is unknown where there was none.
-#[must_use]
-pub fn learn<'a>(known: Option<Field<'a>>, said: Option<Field<'a>>) -> Option<Field<'a>> {
-    match (known, said) {
-        (known, None) => known,
-        (Some(Field::Map(known)), Some(Field::Map(mut said))) => {
-            for entry in said.iter_mut().filter(|entry| entry.value == EntryValue::Unknown) {
-                let before = known.binary_search_by(|before| before.key.cmp(&entry.key)).ok();
-                let before = before.and_then(|index| known.get(index));
-                if let Some(before) = before.filter(|before| matches!(before.value, EntryValue::Known(_))) {
-                    entry.name.clone_from(&before.name);
-                    entry.value = before.value;
-                }
-            }
-            Some(Field::Map(said))
-        }
-        (_, said) => said,
-    }
 }

@@ -122,8 +122,7 @@ impl Decoder {
         let Decoder { outer, inner, message } = self;
         let not_json = |error| Unusable::new(Code::NotJson, format!("the value is no JSON: {error}"));
         let mut root = outer.parse(value).map_err(not_json)?;
-        // The value's own bytes, white space around it included.
-        let mut text = std::str::from_utf8(value).unwrap_or_default();
+        let mut text = root.document();
         if !is_bare(root) {
             if let Some(notification) = notification(root) {
                 message.clear();
@@ -202,9 +201,9 @@ fn read<'a>(
         );
         Unusable::new(Code::BadTimestamp, why)
     })?;
-    let object = |name: &str| payload.get(name).filter(|value| value.kind() == Kind::Object);
-    let (ticket, previous_ticket) = (object("ticket"), object("previousTicket"));
-    let uid = uid(payload, ticket, previous_ticket, record.key, topology.source.keyed_by)?;
+    let parts = Parts::of(payload);
+    let uid = uid(&parts, record.key, topology.source.keyed_by)?;
+    let Parts { ticket, previous_ticket, .. } = parts;
     Ok(Envelope {
         text,
         event_id,
@@ -252,22 +251,50 @@ impl<'a> Members<'a> {
     }
 }
 
-/// The ticket uid: the first of its paths that is present, then the key.
-fn uid<'a>(
-    payload: Value<'a>,
+/// The payload's members that are of use, found in one pass; of repeated ones the last.
+#[derive(Default)]
+struct Parts<'a> {
+    /// An object.
     ticket: Option<Value<'a>>,
+    /// An object.
     previous_ticket: Option<Value<'a>>,
-    key: Option<&'a [u8]>,
-    keyed_by: KeyedBy,
-) -> Result<Cow<'a, str>, Unusable> {
+    ticket_uid: Option<Value<'a>>,
+    ticket_id: Option<Value<'a>>,
+    comment: Option<Value<'a>>,
+}
+
+impl<'a> Parts<'a> {
+    fn of(payload: Value<'a>) -> Parts<'a> {
+        let mut parts = Parts::default();
+        for (name, value) in payload.members() {
+            let Some(name) = name.string() else { continue };
+            let part = match &*name {
+                "ticket" => &mut parts.ticket,
+                "previousTicket" => &mut parts.previous_ticket,
+                "ticketUid" => &mut parts.ticket_uid,
+                "ticketId" => &mut parts.ticket_id,
+                "comment" => &mut parts.comment,
+                _ => continue,
+            };
+            *part = Some(value);
+        }
+        let is_object = |value: &Value<'a>| value.kind() == Kind::Object;
+        parts.ticket = parts.ticket.filter(is_object);
+        parts.previous_ticket = parts.previous_ticket.filter(is_object);
+        parts
+    }
+}
+
+/// The ticket uid: the first of its paths that is present, then the key.
+fn uid<'a>(parts: &Parts<'a>, key: Option<&'a [u8]>, keyed_by: KeyedBy) -> Result<Cow<'a, str>, Unusable> {
     let of = |object: Option<Value<'a>>, name: &str| identity(object?.get(name)?);
-    let named = of(ticket, "uid")
-        .or_else(|| of(ticket, "id"))
-        .or_else(|| of(previous_ticket, "uid"))
-        .or_else(|| of(previous_ticket, "id"))
-        .or_else(|| of(Some(payload), "ticketUid"))
-        .or_else(|| of(Some(payload), "ticketId"))
-        .or_else(|| of(payload.get("comment"), "ticketId"));
+    let named = of(parts.ticket, "uid")
+        .or_else(|| of(parts.ticket, "id"))
+        .or_else(|| of(parts.previous_ticket, "uid"))
+        .or_else(|| of(parts.previous_ticket, "id"))
+        .or_else(|| identity(parts.ticket_uid?))
+        .or_else(|| identity(parts.ticket_id?))
+        .or_else(|| of(parts.comment, "ticketId"));
     let key = key.filter(|_| keyed_by == KeyedBy::TicketUid);
     let usable_key = || {
         let key = std::str::from_utf8(key?).ok()?;

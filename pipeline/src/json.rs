@@ -9,6 +9,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use crate::scan;
+
 /// Objects and arrays nested deeper than this are not JSON.
 pub const DEPTH_MAX: usize = 127;
 
@@ -62,6 +64,7 @@ struct Node {
 #[derive(Debug, Default)]
 pub struct Tape {
     nodes: Vec<Node>,
+    marks: Vec<u64>,
 }
 
 impl Tape {
@@ -72,274 +75,248 @@ impl Tape {
     pub fn parse<'a>(&'a mut self, bytes: &'a [u8]) -> Result<Value<'a>, NotJson> {
         let text = std::str::from_utf8(bytes)
             .map_err(|error| NotJson { what: "bytes that are not UTF-8", at: error.valid_up_to() })?;
-        if u32::try_from(bytes.len()).is_err() {
+        self.clear();
+        let index = self.read(text, 0, text.len())?;
+        Ok(self.value(text, index))
+    }
+
+    /// Forgets what was read, and keeps the memory.
+    pub fn clear(&mut self) {
+        self.nodes.clear();
+    }
+
+    /// Reads the JSON text that stands between two places of a text, beside what
+    /// was read of the same text already; where it is found again: [`Tape::value`].
+    ///
+    /// # Errors
+    /// Where there is not exactly one JSON text between them.
+    pub fn read(&mut self, text: &str, start: usize, end: usize) -> Result<u32, NotJson> {
+        if u32::try_from(text.len()).is_err() {
             return Err(NotJson { what: "a text of more than 4 GiB", at: 0 });
         }
-        self.nodes.clear();
-        Scanner { bytes, at: 0, nodes: &mut self.nodes }.document()?;
-        Ok(Value { text, nodes: &self.nodes, index: 0 })
+        // A value that began or ended within a character could not be handed out.
+        let part = text.get(start..end).ok_or(NotJson { what: "no text between these places", at: start })?;
+        scan::mark(part.as_bytes(), &mut self.marks);
+        let index = self.nodes.len() as u32;
+        let bytes = text.as_bytes().get(..end).unwrap_or_default();
+        document(&Marked { bytes, start, marks: &self.marks }, &mut self.nodes)?;
+        Ok(index)
+    }
+
+    /// A value of the text that was read.
+    #[must_use]
+    pub fn value<'a>(&'a self, text: &'a str, index: u32) -> Value<'a> {
+        Value { text, nodes: &self.nodes, index }
     }
 }
 
-struct Scanner<'a> {
+/// Bytes of which those from `start` on are marked where a string must look.
+struct Marked<'a> {
     bytes: &'a [u8],
-    at: usize,
-    nodes: &'a mut Vec<Node>,
+    start: usize,
+    marks: &'a [u64],
 }
 
-impl Scanner<'_> {
-    fn document(&mut self) -> Result<(), NotJson> {
-        self.white_space();
-        // Containers that are still open, as indices of their nodes.
-        let mut open = [0u32; DEPTH_MAX];
-        let mut depth = 0;
-        'value: loop {
-            let node = self.nodes.len();
-            let kind = self.value_start()?;
-            let container = matches!(kind, Kind::Array | Kind::Object);
-            if container {
-                let empty = self.opens_empty(kind)?;
-                if depth == DEPTH_MAX {
-                    return Err(NotJson { what: "nesting deeper than 127", at: self.at });
+impl Marked<'_> {
+    fn byte(&self, at: usize) -> Option<u8> {
+        self.bytes.get(at).copied()
+    }
+}
+
+/// Reads the value that begins at the start and ends with the bytes. Where it stands
+/// is handed from call to call, for it is looked at with every byte.
+fn document(text: &Marked<'_>, nodes: &mut Vec<Node>) -> Result<(), NotJson> {
+    // Containers that are still open, as indices of their nodes.
+    let mut open = [0u32; DEPTH_MAX];
+    let mut depth = 0;
+    let mut at = white_space(text, text.start);
+    'value: loop {
+        if let Some(opening @ (b'{' | b'[')) = text.byte(at) {
+            let (kind, closing) = if opening == b'{' { (Kind::Object, b'}') } else { (Kind::Array, b']') };
+            let Some(place) = open.get_mut(depth) else {
+                return Err(NotJson { what: "nesting deeper than 127", at: white_space(text, at + 1) });
+            };
+            *place = nodes.len() as u32;
+            let start = at;
+            at = white_space(text, at + 1);
+            push(nodes, start, at + 1, kind, false);
+            if text.byte(at) != Some(closing) {
+                depth += 1;
+                if kind == Kind::Object {
+                    at = member_name(text, at, nodes)?;
                 }
-                if !empty {
-                    *open.get_mut(depth).expect("depth is below the maximum") =
-                        u32::try_from(node).expect("a text below 4 GiB has fewer values than bytes");
-                    depth += 1;
+                continue 'value;
+            }
+            at += 1;
+        } else {
+            let (kind, end, escaped) = scalar(text, at)?;
+            push(nodes, at, end, kind, escaped);
+            at = end;
+        }
+        // A value has ended: its containers may end with it.
+        loop {
+            at = white_space(text, at);
+            let Some(&parent) = depth.checked_sub(1).and_then(|top| open.get(top)) else {
+                let is_end = at == text.bytes.len();
+                return if is_end { Ok(()) } else { Err(NotJson { what: "more than one value", at }) };
+            };
+            let next = nodes.len() as u32;
+            let Some(container) = nodes.get_mut(parent as usize) else { return Ok(()) };
+            let is_object = container.kind == Kind::Object;
+            match text.byte(at) {
+                Some(b',') => {
+                    at = white_space(text, at + 1);
+                    if is_object {
+                        at = member_name(text, at, nodes)?;
+                    }
                     continue 'value;
                 }
-                self.close(node);
+                Some(b'}') if is_object => {}
+                Some(b']') if !is_object => {}
+                _ if is_object => return Err(NotJson { what: "no comma or closing brace", at }),
+                _ => return Err(NotJson { what: "no comma or closing bracket", at }),
             }
-            // A value has ended: its containers may end with it.
-            loop {
-                self.white_space();
-                let Some(parent) = depth.checked_sub(1).and_then(|top| open.get(top)) else {
-                    return if self.at == self.bytes.len() {
-                        Ok(())
-                    } else {
-                        Err(self.wrong("more than one value"))
-                    };
-                };
-                let parent = *parent as usize;
-                let object = self.nodes.get(parent).is_some_and(|node| node.kind == Kind::Object);
-                match self.peek() {
-                    Some(b',') => {
-                        self.at += 1;
-                        self.white_space();
-                        if object {
-                            self.member_name()?;
-                        }
-                        continue 'value;
-                    }
-                    Some(b'}') if object => self.at += 1,
-                    Some(b']') if !object => self.at += 1,
-                    _ if object => return Err(self.wrong("no comma or closing brace")),
-                    _ => return Err(self.wrong("no comma or closing bracket")),
+            at += 1;
+            (container.end, container.next) = (at as u32, next);
+            depth -= 1;
+        }
+    }
+}
+
+#[inline]
+fn push(nodes: &mut Vec<Node>, start: usize, end: usize, kind: Kind, escaped: bool) {
+    let next = nodes.len() as u32 + 1;
+    nodes.push(Node { start: start as u32, end: end as u32, next, kind, escaped });
+}
+
+/// Says where the member's value begins.
+#[inline]
+fn member_name(text: &Marked<'_>, start: usize, nodes: &mut Vec<Node>) -> Result<usize, NotJson> {
+    if text.byte(start) != Some(b'"') {
+        return Err(NotJson { what: "no member name", at: start });
+    }
+    let (end, escaped) = string(text, start)?;
+    push(nodes, start, end, Kind::String, escaped);
+    let at = white_space(text, end);
+    if text.byte(at) != Some(b':') {
+        return Err(NotJson { what: "no colon behind a member name", at });
+    }
+    Ok(white_space(text, at + 1))
+}
+
+/// What kind of value begins at `at`, where it ends, and whether it has an escape.
+#[inline]
+fn scalar(text: &Marked<'_>, at: usize) -> Result<(Kind, usize, bool), NotJson> {
+    match text.byte(at) {
+        Some(b'"') => string(text, at).map(|(end, escaped)| (Kind::String, end, escaped)),
+        Some(b'-' | b'0'..=b'9') => Ok((Kind::Number, number(text.bytes, at)?, false)),
+        _ => literal(text.bytes, at).map(|(kind, end)| (kind, end, false)),
+    }
+}
+
+fn literal(bytes: &[u8], at: usize) -> Result<(Kind, usize), NotJson> {
+    let words = [(&b"true"[..], Kind::True), (b"false", Kind::False), (b"null", Kind::Null)];
+    let rest = bytes.get(at..).unwrap_or_default();
+    match words.into_iter().find(|(word, _)| rest.starts_with(word)) {
+        Some((word, kind)) => Ok((kind, at + word.len())),
+        None if rest.is_empty() => Err(NotJson { what: "the end in place of a value", at }),
+        None => Err(NotJson { what: "no value", at }),
+    }
+}
+
+/// Where the string that begins at `at` ends, and whether it has an escape.
+#[inline]
+fn string(text: &Marked<'_>, at: usize) -> Result<(usize, bool), NotJson> {
+    let at = next_mark(text, at + 1);
+    if text.byte(at) == Some(b'"') { Ok((at + 1, false)) } else { rest_of_string(text, at) }
+}
+
+/// The same from the first byte of it that is not plain.
+#[cold]
+fn rest_of_string(text: &Marked<'_>, mut at: usize) -> Result<(usize, bool), NotJson> {
+    let mut escaped = false;
+    loop {
+        match text.byte(at) {
+            Some(b'"') => return Ok((at + 1, escaped)),
+            Some(b'\\') => {
+                escaped = true;
+                at = escape(text.bytes, at)?;
+            }
+            Some(_) => return Err(NotJson { what: "a control character in a string", at }),
+            None => return Err(NotJson { what: "the end within a string", at }),
+        }
+        at = next_mark(text, at);
+    }
+}
+
+#[inline]
+fn next_mark(text: &Marked<'_>, at: usize) -> usize {
+    text.start + scan::next(text.marks, at - text.start)
+}
+
+/// Where the escape that begins at `at` ends.
+fn escape(bytes: &[u8], at: usize) -> Result<usize, NotJson> {
+    let hex = |from: usize| {
+        let what = "an escape without four hexadecimal digits";
+        bytes.get(from..from + 4).and_then(hex4).ok_or(NotJson { what, at })
+    };
+    match bytes.get(at + 1) {
+        Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => Ok(at + 2),
+        Some(b'u') => {
+            let unpaired = NotJson { what: "an unpaired surrogate escape", at };
+            match hex(at + 2)? {
+                0xd800..=0xdbff => {
+                    let low =
+                        bytes.get(at + 6..at + 8) == Some(b"\\u") && matches!(hex(at + 8)?, 0xdc00..=0xdfff);
+                    if low { Ok(at + 12) } else { Err(unpaired) }
                 }
-                self.close(parent);
-                depth -= 1;
+                0xdc00..=0xdfff => Err(unpaired),
+                _ => Ok(at + 6),
             }
         }
+        _ => Err(NotJson { what: "an unknown escape", at }),
     }
+}
 
-    /// Consumes the opening byte and, if the container holds nothing, the
-    /// closing one; in an object that holds something also the first name.
-    fn opens_empty(&mut self, kind: Kind) -> Result<bool, NotJson> {
-        self.at += 1;
-        self.white_space();
-        let closing = if kind == Kind::Object { b'}' } else { b']' };
-        if self.peek() == Some(closing) {
-            self.at += 1;
-            return Ok(true);
+/// Where the number that begins at `at` ends.
+fn number(bytes: &[u8], mut at: usize) -> Result<usize, NotJson> {
+    let some_digits = |at: usize, what: &'static str| {
+        let end = digits(bytes, at);
+        if end == at { Err(NotJson { what, at }) } else { Ok(end) }
+    };
+    if bytes.get(at) == Some(&b'-') {
+        at += 1;
+    }
+    at = match bytes.get(at) {
+        Some(b'0') => at + 1,
+        _ => some_digits(at, "a number without digits")?,
+    };
+    if bytes.get(at) == Some(&b'.') {
+        at = some_digits(at + 1, "a number without digits behind the point")?;
+    }
+    if matches!(bytes.get(at), Some(b'e' | b'E')) {
+        at += 1;
+        if matches!(bytes.get(at), Some(b'+' | b'-')) {
+            at += 1;
         }
-        if kind == Kind::Object {
-            self.member_name()?;
-        }
-        Ok(false)
+        at = some_digits(at, "a number without digits in the exponent")?;
     }
+    Ok(at)
+}
 
-    fn close(&mut self, node: usize) {
-        let next = self.nodes.len();
-        if let Some(node) = self.nodes.get_mut(node) {
-            node.end = self.at as u32;
-            node.next = next as u32;
-        }
+fn digits(bytes: &[u8], mut at: usize) -> usize {
+    while bytes.get(at).is_some_and(u8::is_ascii_digit) {
+        at += 1;
     }
+    at
+}
 
-    /// Scans a scalar whole; of a container only notes where it begins.
-    fn value_start(&mut self) -> Result<Kind, NotJson> {
-        let start = self.at;
-        let (kind, escaped) = match self.peek() {
-            Some(b'"') => (Kind::String, self.string()?),
-            Some(b'{') => (Kind::Object, false),
-            Some(b'[') => (Kind::Array, false),
-            Some(b'-' | b'0'..=b'9') => {
-                self.number()?;
-                (Kind::Number, false)
-            }
-            Some(b't') => (self.literal(b"true", Kind::True)?, false),
-            Some(b'f') => (self.literal(b"false", Kind::False)?, false),
-            Some(b'n') => (self.literal(b"null", Kind::Null)?, false),
-            Some(_) => return Err(self.wrong("no value")),
-            None => return Err(self.wrong("the end in place of a value")),
-        };
-        self.push(start, kind, escaped);
-        Ok(kind)
+#[inline]
+fn white_space(text: &Marked<'_>, mut at: usize) -> usize {
+    while let Some(b' ' | b'\t' | b'\n' | b'\r') = text.byte(at) {
+        at += 1;
     }
-
-    fn push(&mut self, start: usize, kind: Kind, escaped: bool) {
-        let next = self.nodes.len() as u32 + 1;
-        self.nodes.push(Node { start: start as u32, end: self.at as u32, next, kind, escaped });
-    }
-
-    fn member_name(&mut self) -> Result<(), NotJson> {
-        if self.peek() != Some(b'"') {
-            return Err(self.wrong("no member name"));
-        }
-        let start = self.at;
-        let escaped = self.string()?;
-        self.push(start, Kind::String, escaped);
-        self.white_space();
-        if self.peek() != Some(b':') {
-            return Err(self.wrong("no colon behind a member name"));
-        }
-        self.at += 1;
-        self.white_space();
-        Ok(())
-    }
-
-    fn literal(&mut self, word: &'static [u8], kind: Kind) -> Result<Kind, NotJson> {
-        if self.bytes.get(self.at..self.at + word.len()) != Some(word) {
-            return Err(self.wrong("no value"));
-        }
-        self.at += word.len();
-        Ok(kind)
-    }
-
-    /// Returns whether the string has an escape.
-    fn string(&mut self) -> Result<bool, NotJson> {
-        self.at += 1;
-        let mut escaped = false;
-        loop {
-            self.skip_plain();
-            match self.peek() {
-                Some(b'"') => {
-                    self.at += 1;
-                    return Ok(escaped);
-                }
-                Some(b'\\') => {
-                    escaped = true;
-                    self.escape()?;
-                }
-                Some(0..=0x1f) => return Err(self.wrong("a control character in a string")),
-                Some(_) => self.at += 1,
-                None => return Err(self.wrong("the end within a string")),
-            }
-        }
-    }
-
-    /// Moves on to the next byte that a string must look at, eight at a time.
-    fn skip_plain(&mut self) {
-        const ONES: u64 = 0x0101_0101_0101_0101;
-        const HIGH: u64 = 0x8080_8080_8080_8080;
-        while let Some(eight) = self.bytes.get(self.at..).and_then(<[u8]>::first_chunk::<8>) {
-            let word = u64::from_le_bytes(*eight);
-            let quote = word ^ (ONES * u64::from(b'"'));
-            let backslash = word ^ (ONES * u64::from(b'\\'));
-            let found = (quote.wrapping_sub(ONES) & !quote)
-                | (backslash.wrapping_sub(ONES) & !backslash)
-                | (word.wrapping_sub(ONES * 0x20) & !word);
-            let found = found & HIGH;
-            if found != 0 {
-                // A borrow can mark bytes above the first hit, never below it.
-                self.at += (found.trailing_zeros() / 8) as usize;
-                return;
-            }
-            self.at += 8;
-        }
-    }
-
-    fn escape(&mut self) -> Result<(), NotJson> {
-        match self.bytes.get(self.at + 1) {
-            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => {
-                self.at += 2;
-                Ok(())
-            }
-            Some(b'u') => {
-                let unit = self.hex(self.at + 2)?;
-                match unit {
-                    0xd800..=0xdbff => {
-                        let low = self.bytes.get(self.at + 6..self.at + 8) == Some(b"\\u")
-                            && matches!(self.hex(self.at + 8)?, 0xdc00..=0xdfff);
-                        if !low {
-                            return Err(self.wrong("an unpaired surrogate escape"));
-                        }
-                        self.at += 12;
-                    }
-                    0xdc00..=0xdfff => return Err(self.wrong("an unpaired surrogate escape")),
-                    _ => self.at += 6,
-                }
-                Ok(())
-            }
-            _ => Err(self.wrong("an unknown escape")),
-        }
-    }
-
-    fn hex(&self, at: usize) -> Result<u32, NotJson> {
-        self.bytes
-            .get(at..at + 4)
-            .and_then(hex4)
-            .ok_or(NotJson { what: "an escape without four hexadecimal digits", at: self.at })
-    }
-
-    fn number(&mut self) -> Result<(), NotJson> {
-        if self.peek() == Some(b'-') {
-            self.at += 1;
-        }
-        match self.peek() {
-            Some(b'0') => self.at += 1,
-            Some(b'1'..=b'9') => self.digits(),
-            _ => return Err(self.wrong("a number without digits")),
-        }
-        if self.peek() == Some(b'.') {
-            self.at += 1;
-            self.some_digits("a number without digits behind the point")?;
-        }
-        if matches!(self.peek(), Some(b'e' | b'E')) {
-            self.at += 1;
-            if matches!(self.peek(), Some(b'+' | b'-')) {
-                self.at += 1;
-            }
-            self.some_digits("a number without digits in the exponent")?;
-        }
-        Ok(())
-    }
-
-    fn some_digits(&mut self, otherwise: &'static str) -> Result<(), NotJson> {
-        let start = self.at;
-        self.digits();
-        if self.at == start { Err(self.wrong(otherwise)) } else { Ok(()) }
-    }
-
-    fn digits(&mut self) {
-        while matches!(self.peek(), Some(b'0'..=b'9')) {
-            self.at += 1;
-        }
-    }
-
-    fn white_space(&mut self) {
-        while matches!(self.peek(), Some(b' ' | b'\t' | b'\n' | b'\r')) {
-            self.at += 1;
-        }
-    }
-
-    fn peek(&self) -> Option<u8> {
-        self.bytes.get(self.at).copied()
-    }
-
-    fn wrong(&self, what: &'static str) -> NotJson {
-        NotJson { what, at: self.at }
-    }
+    at
 }
 
 fn hex4(digits: &[u8]) -> Option<u32> {
@@ -365,8 +342,16 @@ impl<'a> Value<'a> {
         *self.nodes.get(self.index as usize).expect("a value's index is that of a node")
     }
 
-    fn at(self, index: u32) -> Value<'a> {
+    /// Another value of the same document, by its index.
+    #[must_use]
+    pub fn at(self, index: u32) -> Value<'a> {
         Value { index, ..self }
+    }
+
+    /// Its index in its document, for as long as its tape reads no other one.
+    #[must_use]
+    pub fn index(self) -> u32 {
+        self.index
     }
 
     /// What it is.
@@ -380,6 +365,12 @@ impl<'a> Value<'a> {
     pub fn raw(self) -> &'a str {
         let node = self.node();
         self.text.get(node.start as usize..node.end as usize).expect("a node's ends are those of a value")
+    }
+
+    /// The whole text that was parsed, white space around it included.
+    #[must_use]
+    pub fn document(self) -> &'a str {
+        self.text
     }
 
     /// Where it begins in the text that was parsed.
@@ -404,6 +395,21 @@ impl<'a> Value<'a> {
         self.text.get(node.start as usize + 1..node.end as usize - 1)
     }
 
+    /// The bytes of [`Value::raw`], which can be had for less.
+    #[must_use]
+    pub fn raw_bytes(self) -> &'a [u8] {
+        let node = self.node();
+        self.text.as_bytes().get(node.start as usize..node.end as usize).unwrap_or_default()
+    }
+
+    /// The bytes of [`Value::plain`], which can be had for less.
+    #[must_use]
+    pub fn plain_bytes(self) -> Option<&'a [u8]> {
+        let node = self.node();
+        let is_plain = node.kind == Kind::String && !node.escaped;
+        is_plain.then(|| self.text.as_bytes().get(node.start as usize + 1..node.end as usize - 1))?
+    }
+
     /// A string's content; `None` for all else.
     #[must_use]
     pub fn string(self) -> Option<Cow<'a, str>> {
@@ -419,8 +425,8 @@ impl<'a> Value<'a> {
     /// Whether it is the string `text`.
     #[must_use]
     pub fn is_string(self, text: &str) -> bool {
-        match self.plain() {
-            Some(plain) => plain == text,
+        match self.plain_bytes() {
+            Some(plain) => plain == text.as_bytes(),
             None => self.string().is_some_and(|string| string == text),
         }
     }
@@ -428,7 +434,30 @@ impl<'a> Value<'a> {
     /// An object's member of that name; where it is repeated, the last one.
     #[must_use]
     pub fn get(self, name: &str) -> Option<Value<'a>> {
-        self.members().filter(|(key, _)| key.is_string(name)).last().map(|(_, value)| value)
+        // Most names are told from others by their length alone.
+        let length = name.len() as u32 + 2;
+        let mut found = None;
+        for index in self.names() {
+            let node = self.at(index).node();
+            if (node.escaped || node.end - node.start == length) && self.at(index).is_string(name) {
+                found = Some(index + 1);
+            }
+        }
+        found.map(|index| self.at(index))
+    }
+
+    /// The indices of an object's member names, of repeated ones too, in their
+    /// order; of all else, none. A member's value has the next index.
+    pub fn names(self) -> impl Iterator<Item = u32> + use<'a> {
+        let nodes = self.nodes;
+        let node = self.node();
+        let end = if node.kind == Kind::Object { node.next } else { 0 };
+        let mut index = self.index + 1;
+        std::iter::from_fn(move || {
+            let name = (index < end).then_some(index)?;
+            index = nodes.get(name as usize + 1)?.next;
+            Some(name)
+        })
     }
 
     /// Whether it is an object or array that holds nothing.
@@ -440,23 +469,18 @@ impl<'a> Value<'a> {
 
     /// An object's members, repeated ones too, in their order; of all else, none.
     pub fn members(self) -> impl Iterator<Item = (Value<'a>, Value<'a>)> + use<'a> {
-        let mut children = self.children(Kind::Object);
-        std::iter::from_fn(move || Some((children.next()?, children.next()?)))
+        self.names().map(move |name| (self.at(name), self.at(name + 1)))
     }
 
     /// An array's elements; of all else, none.
     pub fn elements(self) -> impl Iterator<Item = Value<'a>> + use<'a> {
-        self.children(Kind::Array)
-    }
-
-    fn children(self, kind: Kind) -> impl Iterator<Item = Value<'a>> + use<'a> {
         let node = self.node();
-        let end = if node.kind == kind { node.next } else { 0 };
+        let end = if node.kind == Kind::Array { node.next } else { 0 };
         let mut index = self.index + 1;
         std::iter::from_fn(move || {
-            let child = (index < end).then(|| self.at(index))?;
-            index = child.node().next;
-            Some(child)
+            let element = (index < end).then(|| self.at(index))?;
+            index = element.node().next;
+            Some(element)
         })
     }
 }
@@ -496,7 +520,8 @@ fn unescape(inner: &str) -> String {
 pub fn write_string(out: &mut Vec<u8>, content: &str) {
     out.push(b'"');
     let mut rest = content.as_bytes();
-    while let Some(at) = rest.iter().position(|&byte| byte < 0x20 || byte == b'"' || byte == b'\\') {
+    loop {
+        let at = scan::plain(rest);
         let (plain, tail) = rest.split_at(at);
         out.extend_from_slice(plain);
         let Some((&byte, tail)) = tail.split_first() else { break };
@@ -517,7 +542,6 @@ pub fn write_string(out: &mut Vec<u8>, content: &str) {
         }
         rest = tail;
     }
-    out.extend_from_slice(rest);
     out.push(b'"');
 }
 

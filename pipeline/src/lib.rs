@@ -6,6 +6,7 @@
 //! ```text
 //!  topology    what is read, derived and written, as a validated value
 //!  record      bytes at topic, partition, offset: what comes in, what goes out
+//!  scan        finds the bytes at which a JSON string must look
 //!  json        bytes to a strict, borrowed JSON document
 //!  number      numbers exactly
 //!  canonical   which JSON values are equal
@@ -16,6 +17,7 @@
 //!  announcement native specifics and their derived twins
 //!  codec       numbers and bytes in our own binary forms
 //!  entry       what is remembered of one ticket, and its encoding
+//!  known       what the store knows of each field, read only where an event differs
 //!  transition  what one ticket event does to its entry, and what it derives
 //!  outgoing    forwarded, derived and dead-letter records: bytes and headers
 //!  truncate    the size limit
@@ -43,6 +45,8 @@ pub mod topology;
 
 pub mod record;
 
+pub mod scan;
+
 pub mod json;
 
 pub mod number;
@@ -62,6 +66,8 @@ pub mod announcement;
 pub mod codec;
 
 pub mod entry;
+
+pub mod known;
 
 pub mod transition;
 

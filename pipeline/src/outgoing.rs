@@ -111,11 +111,35 @@ pub fn write_derived(
     write_string(out, &envelope.event_name);
     out.extend_from_slice(b",\"topic\":");
     write_string(out, source_topic);
-    let rest = format!(
-        ",\"partition\":{},\"offset\":{}}},\"sequence\":{{\"position\":{},\"total\":{}}},\"truncatedFields\":[]}}}}",
-        record.partition, record.offset, derived.position, derived.total
-    );
-    out.extend_from_slice(rest.as_bytes());
+    for (before, number) in [
+        (",\"partition\":", i64::from(record.partition)),
+        (",\"offset\":", record.offset),
+        ("},\"sequence\":{\"position\":", derived.position as i64),
+        (",\"total\":", derived.total as i64),
+    ] {
+        out.extend_from_slice(before.as_bytes());
+        write_number(out, number);
+    }
+    out.extend_from_slice(b"},\"truncatedFields\":[]}}");
+}
+
+fn write_number(out: &mut Vec<u8>, number: i64) {
+    let mut digits = [0; 20];
+    let (mut at, mut rest) = (digits.len(), number.unsigned_abs());
+    while at > 0 {
+        at -= 1;
+        if let Some(digit) = digits.get_mut(at) {
+            *digit = b'0' + (rest % 10) as u8;
+        }
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    if number < 0 {
+        out.push(b'-');
+    }
+    out.extend_from_slice(digits.get(at..).unwrap_or_default());
 }
 
 fn write_change(out: &mut Vec<u8>, field: &str, change: &Change<'_>) {

@@ -30,6 +30,7 @@ pub struct Task {
     partitions: i32,
     stream_time_ms: i64,
     decoder: Decoder,
+    tape: Tape,
     value: Vec<u8>,
     /// The partition's state. The worker seals, applies and discards its overlay.
     pub store: Store,
@@ -76,8 +77,8 @@ impl Task {
     pub fn new(topology: Arc<Topology>, partitions: i32, store: Store, stream_time_ms: i64) -> Task {
         let roles = transition::roles(&topology);
         let rule_set = RuleSet::of(&topology.rules);
-        let (decoder, value) = (Decoder::default(), Vec::new());
-        Task { topology, roles, rule_set, partitions, stream_time_ms, decoder, value, store }
+        let (decoder, tape, value) = (Decoder::default(), Tape::default(), Vec::new());
+        Task { topology, roles, rule_set, partitions, stream_time_ms, decoder, tape, value, store }
     }
 
     /// Processes one record: what is to be emitted goes to `out` (cleared
@@ -108,14 +109,13 @@ impl Task {
         }
 
         let role = self.roles.get(envelope.event_type).copied().unwrap_or(Role::Other);
-        let mut tape = Tape::default();
         let bytes = match role {
             Role::Other => None,
             _ => self.store.entry(envelope.uid.as_bytes())?,
         };
+        let damaged = || format!("decode the entry of ticket \"{}\"", envelope.uid);
         let mut entry = match &bytes {
-            Some(bytes) => Entry::decode(bytes, &self.rule_set, &mut tape)
-                .with_context(|| format!("decode the entry of ticket \"{}\"", envelope.uid))?,
+            Some(bytes) => Entry::decode(bytes, &self.rule_set).with_context(damaged)?,
             None => Entry::new(record.offset),
         };
         if entry.forget(forgotten_before_ms) && entry.is_empty() {
@@ -129,7 +129,9 @@ impl Task {
             &envelope,
             record.timestamp_ms,
             &mut entry,
-        );
+            &mut self.tape,
+        )
+        .with_context(damaged)?;
 
         let mut emission =
             Emission { topology, envelope: &envelope, record, partitions: self.partitions, truncated: 0 };
@@ -180,8 +182,7 @@ impl Task {
         let idle = self.store.idle_before(forgotten_before_ms, limit)?;
         for uid in &idle {
             let Some(bytes) = self.store.entry(uid)? else { continue };
-            let mut tape = Tape::default();
-            let mut entry = Entry::decode(&bytes, &self.rule_set, &mut tape)
+            let mut entry = Entry::decode(&bytes, &self.rule_set)
                 .with_context(|| format!("decode the entry of ticket \"{}\"", uid.escape_ascii()))?;
             if entry.forget(forgotten_before_ms) {
                 let bytes = (!entry.is_empty()).then(|| entry.encode(&self.rule_set));
@@ -270,7 +271,7 @@ impl Emission<'_> {
             PreviousFrom::Event => envelope.previous_ticket.map(|ticket| ticket.raw()),
             PreviousFrom::Store => previous_snapshot,
         };
-        let id = outgoing::derived_id(envelope, &event_type.name, event.change.subject());
+        let id = outgoing::derived_id(envelope, &event_type.name, &event.change.subject());
         value.clear();
         let derived = Derived {
             name: &event_type.name,

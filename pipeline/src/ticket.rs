@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use crate::json::{Kind as Json, Value};
+use crate::json::{Kind as Json, Tape, Value};
 use crate::topology::{Kind, Rule};
 
 /// What the platform puts in place of a string that was too large.
@@ -79,6 +79,9 @@ struct Readable {
     kind: Kind,
     email: bool,
     paths: Vec<Path>,
+    /// The ticket's members that it looks at: what a ticket says of its field
+    /// hangs on their texts alone.
+    slots: Vec<Slot>,
 }
 
 /// A path below the ticket.
@@ -103,6 +106,12 @@ enum Beside {
 /// A member's place in a [`Ticket`].
 type Slot = usize;
 
+/// A member that a ticket does not have.
+const ABSENT: u32 = u32::MAX;
+
+/// Where a member's value begins and ends in the ticket's text.
+pub type Place = (u32, u32);
+
 /// The member names that any path begins with, by their length.
 #[derive(Debug, Default)]
 struct Names {
@@ -112,7 +121,7 @@ struct Names {
 
 impl Names {
     fn slot(&mut self, name: &str) -> Slot {
-        if let Some(slot) = self.find(name) {
+        if let Some(slot) = self.find(name.as_bytes()) {
             return slot;
         }
         if self.by_length.len() <= name.len() {
@@ -125,9 +134,9 @@ impl Names {
         self.count - 1
     }
 
-    fn find(&self, name: &str) -> Option<Slot> {
+    fn find(&self, name: &[u8]) -> Option<Slot> {
         let names = self.by_length.get(name.len())?;
-        names.iter().find(|(known, _)| known == name).map(|(_, slot)| *slot)
+        names.iter().find(|(known, _)| known.as_bytes() == name).map(|(_, slot)| *slot)
     }
 }
 
@@ -136,43 +145,91 @@ impl Reader {
     #[must_use]
     pub fn new(rules: &[Rule]) -> Reader {
         let mut names = Names::default();
-        let readable = |rule: &Rule| Readable {
-            kind: rule.kind,
-            email: rule.email,
-            paths: rule.paths.iter().filter_map(|path| Path::new(path, &mut names)).collect(),
+        let readable = |rule: &Rule| {
+            let paths: Vec<Path> =
+                rule.paths.iter().filter_map(|path| Path::new(path, rule.kind, &mut names)).collect();
+            let slots = paths.iter().flat_map(Path::slots).collect();
+            Readable { kind: rule.kind, email: rule.email, paths, slots }
         };
         let rules = rules.iter().map(readable).collect();
         Reader { names, rules }
     }
 
+    /// How many rules there are.
+    #[must_use]
+    pub fn rules(&self) -> usize {
+        self.rules.len()
+    }
+
+    /// How many members the rules ask for.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.names.count
+    }
+
     /// A ticket, an object, with the members that the rules ask for.
     #[must_use]
     pub fn ticket<'a>(&'a self, object: Value<'a>) -> Ticket<'a> {
-        let mut members = vec![None; self.names.count];
-        for (name, value) in object.members() {
-            let slot = match name.plain() {
+        let mut members = vec![ABSENT; self.names.count];
+        for name in object.names() {
+            let slot = match object.at(name).plain_bytes() {
                 Some(name) => self.names.find(name),
-                None => name.string().and_then(|name| self.names.find(&name)),
+                None => object.at(name).string().and_then(|name| self.names.find(name.as_bytes())),
             };
             // Of repeated members the last one counts.
             if let Some(member) = slot.and_then(|slot| members.get_mut(slot)) {
-                *member = Some(value);
+                *member = name + 1;
             }
         }
-        Ticket { reader: self, members }
+        Ticket { reader: self, root: object, members }
+    }
+
+    /// A ticket of which only what an event says in other words is read, from its
+    /// text and where the members stand in it; `None` where they do not.
+    ///
+    /// Of a rule that is `untouched` nothing can be asked.
+    #[must_use]
+    pub fn ticket_beside<'a>(
+        &'a self,
+        text: &'a str,
+        places: &[Place],
+        untouched: &[bool],
+        tape: &'a mut Tape,
+    ) -> Option<Ticket<'a>> {
+        let mut members = vec![ABSENT; self.names.count];
+        tape.clear();
+        for (rule, _) in self.rules.iter().zip(untouched).filter(|(_, untouched)| !**untouched) {
+            for &slot in &rule.slots {
+                let (&(start, end), member) = (places.get(slot)?, members.get_mut(slot)?);
+                if end > start && *member == ABSENT {
+                    *member = tape.read(text, start as usize, end as usize).ok()?;
+                }
+            }
+        }
+        Some(Ticket { reader: self, root: tape.value(text, 0), members })
     }
 }
 
 impl Path {
-    fn new(path: &[String], names: &mut Names) -> Option<Path> {
+    fn new(path: &[String], kind: Kind, names: &mut Names) -> Option<Path> {
         let (first, rest) = path.split_first()?;
         let last = path.last()?;
+        // Only a reference looks beside its path.
+        let of_ticket = rest.is_empty() && kind == Kind::Reference;
         let mut beside = |suffix: &str| {
             let name = format!("{last}{suffix}");
-            if rest.is_empty() { Beside::Slot(names.slot(&name)) } else { Beside::Member(name) }
+            if of_ticket { Beside::Slot(names.slot(&name)) } else { Beside::Member(name) }
         };
         let (id, name) = (beside("Id"), beside("Name"));
         Some(Path { first: names.slot(first), rest: rest.to_vec(), id, name })
+    }
+
+    fn slots(&self) -> impl Iterator<Item = Slot> {
+        let beside = [&self.id, &self.name].into_iter().filter_map(|beside| match beside {
+            Beside::Slot(slot) => Some(*slot),
+            Beside::Member(_) => None,
+        });
+        std::iter::once(self.first).chain(beside)
     }
 }
 
@@ -180,10 +237,59 @@ impl Path {
 #[derive(Debug)]
 pub struct Ticket<'a> {
     reader: &'a Reader,
-    members: Vec<Option<Value<'a>>>,
+    /// Any value of the ticket's document.
+    root: Value<'a>,
+    /// The members' indices in it, or [`ABSENT`].
+    members: Vec<u32>,
 }
 
 impl<'a> Ticket<'a> {
+    /// Where the members that the rules ask for stand in the ticket's text, which
+    /// begins at `start` in the document's; (0, 0) of those that are absent.
+    pub fn places(&self, start: usize) -> impl Iterator<Item = Place> {
+        self.members.iter().map(move |&member| match member {
+            ABSENT => (0, 0),
+            member => {
+                let value = self.root.at(member);
+                ((value.start() - start) as u32, (value.end() - start) as u32)
+            }
+        })
+    }
+
+    /// Whether two tickets say the same of a rule's field, in the same words or
+    /// not at all: then nothing has happened to it. `false` says nothing.
+    #[must_use]
+    pub fn says_as(&self, other: &Ticket<'_>, rule: usize) -> bool {
+        self.slots(rule)
+            .iter()
+            .all(|&slot| self.member(slot).map(Value::raw_bytes) == other.member(slot).map(Value::raw_bytes))
+    }
+
+    /// The same of a ticket of which only the text is there, and its members' places.
+    #[must_use]
+    pub fn says_as_text(&self, text: &str, places: &[Place], rule: usize) -> bool {
+        self.slots(rule).iter().all(|&slot| {
+            let other = places.get(slot).filter(|(start, end)| end > start);
+            match (self.member(slot), other) {
+                (None, None) => true,
+                (Some(value), Some(&(start, end))) => {
+                    Some(value.raw_bytes()) == text.as_bytes().get(start as usize..end as usize)
+                }
+                _ => false,
+            }
+        })
+    }
+
+    /// Whether it has any of the members that a rule looks at.
+    #[must_use]
+    pub fn speaks_of(&self, rule: usize) -> bool {
+        self.slots(rule).iter().any(|&slot| self.member(slot).is_some())
+    }
+
+    fn slots(&self, rule: usize) -> &[Slot] {
+        self.reader.rules.get(rule).map_or(&[], |rule| rule.slots.as_slice())
+    }
+
     /// What the ticket says of the field of a rule, by its place among the
     /// reader's; `None` where it says nothing.
     #[must_use]
@@ -213,7 +319,8 @@ impl<'a> Ticket<'a> {
     }
 
     fn member(&self, slot: Slot) -> Option<Value<'a>> {
-        self.members.get(slot).copied().flatten()
+        let member = self.members.get(slot).copied().filter(|member| *member != ABSENT)?;
+        Some(self.root.at(member))
     }
 
     fn at(&self, path: &Path) -> Option<Value<'a>> {

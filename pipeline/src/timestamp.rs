@@ -19,7 +19,7 @@ pub fn parse(value: Value<'_>) -> Option<i64> {
         Kind::Number => epoch(value.raw()),
         Kind::String => {
             let text = value.string()?;
-            epoch(&text).or_else(|| rfc3339(text.as_bytes()))
+            rfc3339(text.as_bytes()).or_else(|| epoch(&text))
         }
         _ => None,
     }?;

@@ -3,11 +3,12 @@
 //! Entry and envelope in, entry and derived events out (contract §3, §4, §5).
 //! It does not know bytes that go out, the store, or the window of event ids.
 
-use crate::announcement::{self, Announcer, Direction, Reception, Waiting};
+use crate::announcement::{self, Announcer, Direction, Reception};
 use crate::derive::{self, Change, Finding, PreviousFrom, Verdict};
 use crate::entry::{DeletionMark, Entry, Snapshot};
 use crate::envelope::Envelope;
-use crate::json::Value;
+use crate::json::{Tape, Value};
+use crate::known::Known;
 use crate::ticket::{self, Field, Reader};
 use crate::topology::{EventTypeIndex, Kind, NativeSpecifics, Ordering, RuleEvents, Topology};
 
@@ -107,7 +108,8 @@ pub struct DerivedEvent<'a> {
 }
 
 /// Lets one ticket event happen to its ticket's entry, of which the window has
-/// forgotten what it had to. `record_ms` is the record's Kafka timestamp.
+/// forgotten what it had to. `record_ms` is the record's Kafka timestamp; `tape`
+/// is for what must be read of the snapshot. `None`: the entry is damaged.
 pub fn happen<'a>(
     topology: &Topology,
     reader: &'a Reader,
@@ -115,14 +117,16 @@ pub fn happen<'a>(
     envelope: &Envelope<'a>,
     record_ms: i64,
     entry: &mut Entry<'a>,
-) -> Transition<'a> {
+    tape: &'a mut Tape,
+) -> Option<Transition<'a>> {
     let late = matches!(role, Role::Created | Role::Updated | Role::Deleted)
         && topology.policies.ordering == Ordering::Timestamp
         && entry.time_ms().is_some_and(|time_ms| envelope.time_ms < time_ms);
     let mut transition = Transition { late, ..Transition::default() };
     match role {
         Role::Created | Role::Updated => {
-            state(topology, reader, role, envelope, record_ms, entry, &mut transition)
+            let event = StateEvent { topology, reader, role, envelope, record_ms };
+            event.happen(entry, tape, &mut transition)?;
         }
         Role::Deleted if !late => {
             entry.snapshot = None;
@@ -135,67 +139,74 @@ pub fn happen<'a>(
             NativeSpecifics::Drop => transition.dropped = true,
             NativeSpecifics::Once => {
                 if let Some(announcement) = native_announcement(topology, reader, rule, direction, envelope) {
-                    let new = Waiting { announcement, by: Announcer::Native, since_ms: record_ms };
-                    transition.dropped = announcement::announce(&mut entry.waiting, new) == Reception::Twin;
+                    let reception = entry.waiting.announce(announcement, Announcer::Native, record_ms);
+                    transition.dropped = reception == Reception::Twin;
                     transition.entry_changed = true;
                 }
             }
         },
         Role::Deleted | Role::Other => {}
     }
-    transition
+    Some(transition)
 }
 
 /// A `ticket:created` or `ticket:updated`.
-fn state<'a>(
-    topology: &Topology,
+struct StateEvent<'e, 'a> {
+    topology: &'e Topology,
     reader: &'a Reader,
     role: Role,
-    envelope: &Envelope<'a>,
+    envelope: &'e Envelope<'a>,
     record_ms: i64,
-    entry: &mut Entry<'a>,
-    transition: &mut Transition<'a>,
-) {
-    // Without a ticket there is nothing to remember, and nothing to compare.
-    let Some(ticket) = envelope.ticket else { return };
-    let late = transition.late;
-    if late && role == Role::Created {
-        return;
-    }
-    let current = reader.ticket(ticket).fields();
-    let before = if late { None } else { entry.snapshot.take() };
-    transition.previous_snapshot = before.as_ref().map(|snapshot| snapshot.text);
-    let known = before.map(|snapshot| snapshot.known).unwrap_or_default();
-    let first_sight = transition.previous_snapshot.is_none() && envelope.previous_ticket.is_none();
-    if !late && (role == Role::Created || first_sight) {
-        entry.waiting.clear();
-    }
-    if role == Role::Updated {
-        let mut verdicts = Vec::with_capacity(topology.rules.len());
-        let previous_ticket = envelope.previous_ticket.map(|ticket| reader.ticket(ticket));
-        derive::derive(&current, previous_ticket.as_ref(), &known, &mut verdicts);
-        emit(topology, verdicts, record_ms, entry, transition);
-    }
-    if !late {
-        let mut known = known.into_iter();
-        let known = current.into_iter().map(|said| derive::learn(known.next().flatten(), said)).collect();
-        entry.snapshot = Some(Snapshot { time_ms: envelope.time_ms, text: ticket.raw(), known });
-        entry.mark = None;
-        transition.entry_changed = true;
-    }
 }
 
-/// Verdicts to emitted events: the rules' event types, and the twins.
-fn emit<'a>(
-    topology: &Topology,
-    verdicts: Vec<Verdict<'a>>,
-    record_ms: i64,
-    entry: &mut Entry<'a>,
-    transition: &mut Transition<'a>,
-) {
-    for verdict in verdicts {
-        let Finding::Changed(change, previous_from) = verdict.finding else { continue };
-        let Some(rule) = topology.rules.get(verdict.rule) else { continue };
+impl<'a> StateEvent<'_, 'a> {
+    fn happen(
+        &self,
+        entry: &mut Entry<'a>,
+        tape: &'a mut Tape,
+        transition: &mut Transition<'a>,
+    ) -> Option<()> {
+        // Without a ticket there is nothing to remember, and nothing to compare.
+        let Some(ticket) = self.envelope.ticket else { return Some(()) };
+        let (late, rules) = (transition.late, self.reader.rules());
+        if late && self.role == Role::Created {
+            return Some(());
+        }
+        let current = self.reader.ticket(ticket);
+        let before = if late { None } else { entry.snapshot.take() };
+        transition.previous_snapshot = before.as_ref().map(|snapshot| snapshot.text);
+        let known = match before {
+            Some(snapshot) => Known::of(snapshot, self.reader, &current, tape)?,
+            None => Known::default(),
+        };
+        let first_sight = known.is_nothing() && self.envelope.previous_ticket.is_none();
+        if !late && (self.role == Role::Created || first_sight) {
+            entry.waiting.clear();
+        }
+        if self.role == Role::Updated && !first_sight {
+            let previous_ticket = self.envelope.previous_ticket.map(|ticket| self.reader.ticket(ticket));
+            derive::derive(rules, &current, previous_ticket.as_ref(), &known, |verdict| {
+                self.emit(verdict, entry, transition);
+            });
+        }
+        if !late {
+            entry.snapshot = Some(Snapshot {
+                time_ms: self.envelope.time_ms,
+                text: ticket.raw(),
+                places: Some(current.places(ticket.start()).collect()),
+                carried: known.learn(&current, rules),
+            });
+            entry.mark = None;
+            transition.entry_changed = true;
+        }
+        Some(())
+    }
+
+    /// A verdict to an emitted event: the rule's event types, and the twins.
+    fn emit(&self, verdict: Verdict<'a>, entry: &mut Entry<'a>, transition: &mut Transition<'a>) {
+        let topology = self.topology;
+        let Finding::Changed(change, previous_from) = verdict.finding else { return };
+        let Some(rule) = topology.rules.get(verdict.rule) else { return };
         let once =
             topology.policies.native_specifics == NativeSpecifics::Once && announces(topology, rule.events);
         let event_type = change.event_type(rule.events);
@@ -203,26 +214,21 @@ fn emit<'a>(
             event_type.and_then(|index| Some((index, topology.event_types.get(index)?)))
         else {
             if once {
-                announcement::end(&mut entry.waiting, rule.store_key, change.subject());
+                entry.waiting.end(rule.store_key, change.subject());
                 transition.entry_changed = true;
             }
-            continue;
+            return;
         };
         if once {
             let announcement = announcement::of_change(rule, &event_type.name, &change);
-            let new = Waiting { announcement, by: Announcer::Derived, since_ms: record_ms };
             transition.entry_changed = true;
-            if announcement::announce(&mut entry.waiting, new) == Reception::Twin {
+            if entry.waiting.announce(announcement, Announcer::Derived, self.record_ms) == Reception::Twin {
                 transition.twins_dropped += 1;
-                continue;
+                return;
             }
         }
-        transition.derived.push(DerivedEvent {
-            rule: verdict.rule,
-            event_type: index,
-            change,
-            previous_from,
-        });
+        let derived = DerivedEvent { rule: verdict.rule, event_type: index, change, previous_from };
+        transition.derived.push(derived);
     }
 }
 

@@ -15,6 +15,7 @@ mod disk;
 mod keys;
 mod overlay;
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::time::Instant;
 
@@ -77,13 +78,13 @@ impl Store {
     ///
     /// # Errors
     /// Where the disk cannot be read.
-    pub fn entry(&self, uid: &[u8]) -> Result<Option<Vec<u8>>> {
+    pub fn entry(&self, uid: &[u8]) -> Result<Option<Cow<'_, [u8]>>> {
         for layer in [&self.open, &self.sealed, &self.recent, &self.written] {
             if let Some(entry) = layer.entry(uid) {
-                return Ok(entry.map(<[u8]>::to_vec));
+                return Ok(entry.map(Cow::Borrowed));
             }
         }
-        self.disk.as_ref().map_or(Ok(None), |disk| disk.entry(uid))
+        self.disk.as_ref().map_or(Ok(None), |disk| Ok(disk.entry(uid)?.map(Cow::Owned)))
     }
 
     /// Writes a ticket's entry to the overlay; `None` is a tombstone.

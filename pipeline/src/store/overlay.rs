@@ -31,16 +31,29 @@ impl Overlay {
     }
 
     pub(super) fn put_entry(&mut self, uid: &[u8], entry: Option<Vec<u8>>) {
-        let idle_since_ms = entry.as_deref().and_then(entry::idle_since);
-        let bytes = |entry: &Option<Vec<u8>>| uid.len() + entry.as_ref().map_or(0, Vec::len);
-        self.entries_bytes += bytes(&entry);
-        let previous = self.entries.insert(uid.to_vec(), entry);
-        self.entries_bytes -= previous.as_ref().map_or(0, bytes);
-        if let Some(since_ms) = previous.flatten().as_deref().and_then(entry::idle_since) {
-            self.idle.remove(&(since_ms, uid.to_vec()));
+        match self.entries.get_index_of(uid) {
+            Some(at) => self.replace(at, entry),
+            None => self.insert(uid.to_vec(), entry),
         }
-        if let Some(since_ms) = idle_since_ms {
-            self.idle.insert((since_ms, uid.to_vec()));
+    }
+
+    fn insert(&mut self, uid: Vec<u8>, entry: Option<Vec<u8>>) {
+        self.entries_bytes += uid.len() + bytes(&entry);
+        if let Some(since_ms) = idle_since(&entry) {
+            self.idle.insert((since_ms, uid.clone()));
+        }
+        self.entries.insert(uid, entry);
+    }
+
+    fn replace(&mut self, at: usize, entry: Option<Vec<u8>>) {
+        let Some((uid, place)) = self.entries.get_index_mut(at) else { return };
+        let previous = std::mem::replace(place, entry);
+        self.entries_bytes = self.entries_bytes + bytes(place) - bytes(&previous);
+        if let Some(since_ms) = idle_since(&previous) {
+            self.idle.remove(&(since_ms, uid.clone()));
+        }
+        if let Some(since_ms) = idle_since(place) {
+            self.idle.insert((since_ms, uid.clone()));
         }
     }
 
@@ -71,7 +84,10 @@ impl Overlay {
             return;
         }
         for (uid, entry) in later.entries {
-            self.put_entry(&uid, entry);
+            match self.entries.get_index_of(&uid) {
+                Some(at) => self.replace(at, entry),
+                None => self.insert(uid, entry),
+            }
         }
         self.ids.extend(later.ids);
     }
@@ -84,4 +100,12 @@ impl Overlay {
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty() && self.ids.is_empty()
     }
+}
+
+fn bytes(entry: &Option<Vec<u8>>) -> usize {
+    entry.as_ref().map_or(0, Vec::len)
+}
+
+fn idle_since(entry: &Option<Vec<u8>>) -> Option<i64> {
+    entry.as_deref().and_then(entry::idle_since)
 }

@@ -1,18 +1,15 @@
 //! What became of each record that was sent, and which ends of changelog and
 //! ids log that tells.
+//!
+//! librdkafka's own threads tell it here, in passing ([`super::native`]): a report
+//! of each record for another thread to fetch would cost more than the commit.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use rdkafka::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{DeliveryResult, Message};
-use rdkafka::producer::ProducerContext;
+use rdkafka::error::RDKafkaErrorCode;
 
-use crate::clients;
-
-/// What a record's delivery report tells.
+/// What a record's delivery tells.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Report {
     /// That it arrived.
@@ -34,14 +31,14 @@ impl Report {
         }
     }
 
-    fn of_opaque(opaque: usize) -> Report {
+    pub(super) fn of_opaque(opaque: usize) -> Report {
         let Some(number) = opaque.checked_sub(1) else { return Report::Arrival };
         let partition = i32::try_from(number / 2).expect("an opaque is made from a partition");
         if number % 2 == 0 { Report::ChangelogEnd(partition) } else { Report::IdsEnd(partition) }
     }
 }
 
-/// The producer's context: one transaction's deliveries.
+/// One transaction's deliveries.
 #[derive(Debug)]
 pub(super) struct Deliveries {
     changelog_ends: Vec<AtomicI64>,
@@ -61,13 +58,29 @@ impl Deliveries {
         }
     }
 
-    /// Flush and abort wait for every report, so none of an earlier transaction is to come.
+    /// Flush and abort wait for every record, so none of an earlier transaction is to come.
     pub(super) fn reset(&self) {
         for end in self.changelog_ends.iter().chain(&self.ids_ends) {
             end.store(-1, Ordering::Release);
         }
         self.delivered.store(0, Ordering::Release);
         self.take_failure();
+    }
+
+    /// A record arrived at this offset.
+    pub(super) fn arrived(&self, report: Report, offset: i64) {
+        if let Some(end) = self.end(report) {
+            // A position is the next offset, hence the one.
+            end.fetch_max(offset + 1, Ordering::AcqRel);
+        }
+        self.delivered.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A record did not arrive, and will not.
+    pub(super) fn failed(&self, code: RDKafkaErrorCode, place: &str) {
+        let why = || (code, format!("{place}: {code}"));
+        // The first is the cause; what is purged after it is not.
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(why);
     }
 
     /// How many records arrived.
@@ -92,38 +105,6 @@ impl Deliveries {
             Report::IdsEnd(partition) => (&self.ids_ends, partition),
         };
         usize::try_from(partition).ok().and_then(|index| ends.get(index))
-    }
-}
-
-impl ClientContext for Deliveries {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        clients::log(level, facility, text);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        clients::log_error(&error, reason);
-    }
-}
-
-impl ProducerContext for Deliveries {
-    type DeliveryOpaque = usize;
-
-    fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
-        match result {
-            Ok(record) => {
-                if let Some(end) = self.end(Report::of_opaque(opaque)) {
-                    // A position is the next offset, hence the one.
-                    end.fetch_max(record.offset() + 1, Ordering::AcqRel);
-                }
-                self.delivered.fetch_add(1, Ordering::AcqRel);
-            }
-            Err((error, record)) => {
-                let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
-                let why = format!("{} [{}]: {code}", record.topic(), record.partition());
-                // The first is the cause; what is purged after it is not.
-                self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert((code, why));
-            }
-        }
     }
 }
 

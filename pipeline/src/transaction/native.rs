@@ -1,24 +1,31 @@
 //! librdkafka's C API, where rust-rdkafka is in the way: its `flush` waits in
-//! steps of 100 ms, it looks a topic up by its name for each record, and its
-//! headers must be UTF-8. All `unsafe` of the program is here; what it gives out
-//! is safe, and it decides nothing.
+//! steps of 100 ms, it looks a topic up by its name for each record, it reports
+//! each delivery through a queue, and its headers must be UTF-8. All `unsafe` of
+//! the program is here; what it gives out is safe, and it decides nothing.
 
-use std::ffi::{CStr, CString, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, anyhow, bail};
 use rdkafka::bindings as c;
 use rdkafka::bindings::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR as NO_ERROR;
 use rdkafka::bindings::rd_kafka_vtype_t as vtype;
-use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
-use rdkafka::producer::{Producer, ThreadedProducer};
-use rdkafka::{ClientConfig, TopicPartitionList};
+use rdkafka::types::RDKafkaType;
+use rdkafka::{ClientConfig, TopicPartitionList, client};
 
 use super::deliveries::{Deliveries, Report};
+use crate::clients::{self, Logs};
 use crate::record::Header;
+
+/// How long a client's own thread waits for an event, and so may take to stop.
+const EVENT_WAIT_MS: i32 = 100;
 
 /// An error of the transactional API, with what it says of itself.
 #[derive(Debug)]
@@ -47,27 +54,52 @@ pub(super) struct Outgoing<'a> {
 }
 
 /// The producer's client and its topics. Its fields are dropped in their order:
-/// librdkafka wants a client's topics gone before the client.
+/// librdkafka wants a client's topics and queues gone before the client, and it
+/// speaks to the deliveries as long as the client lives.
 pub(super) struct Client {
     topics: Vec<Topic>,
-    producer: ThreadedProducer<Deliveries>,
+    _events: Events,
+    native: Arc<client::Client<Logs>>,
+    deliveries: Arc<Deliveries>,
 }
 
 impl Client {
-    pub(super) fn connect(config: &ClientConfig, context: Deliveries, topics: &[&str]) -> Result<Client> {
-        let producer =
-            ThreadedProducer::from_config_and_context(config, context).context("create the producer")?;
-        let topics = topics.iter().map(|name| Topic::new(&producer, name)).collect::<Result<_>>()?;
-        Ok(Client { topics, producer })
+    pub(super) fn connect(config: &ClientConfig, deliveries: Deliveries, topics: &[&str]) -> Result<Client> {
+        let deliveries = Arc::new(deliveries);
+        let native_config = config.create_native_config().context("configure the producer")?;
+        let events = c::RD_KAFKA_EVENT_DR
+            | c::RD_KAFKA_EVENT_ERROR
+            | c::RD_KAFKA_EVENT_STATS
+            | c::RD_KAFKA_EVENT_OAUTHBEARER_TOKEN_REFRESH;
+        // SAFETY: the configuration lives; the deliveries outlive the client that is made of it.
+        unsafe {
+            c::rd_kafka_conf_set_events(native_config.ptr(), events);
+            // An interceptor can only be asked for before there is a client.
+            let code = c::rd_kafka_conf_interceptor_add_on_new(
+                native_config.ptr(),
+                INTERCEPTOR.as_ptr(),
+                Some(on_new),
+                Arc::as_ptr(&deliveries).cast_mut().cast(),
+            );
+            if code != NO_ERROR {
+                bail!("listen to the producer's deliveries: {}", RDKafkaErrorCode::from(code));
+            }
+        }
+        let native = client::Client::new(config, native_config, RDKafkaType::RD_KAFKA_PRODUCER, Logs)
+            .context("create the producer")?;
+        let native = Arc::new(native);
+        let topics = topics.iter().map(|name| Topic::new(&native, name)).collect::<Result<_>>()?;
+        let events = Events::listen(&native).context("start the producer's thread")?;
+        Ok(Client { topics, _events: events, native, deliveries })
     }
 
     pub(super) fn deliveries(&self) -> &Deliveries {
-        self.producer.client().context()
+        &self.deliveries
     }
 
     /// Why the client cannot be used any more, if so.
     pub(super) fn fatal_error(&self) -> Option<String> {
-        self.producer.client().fatal_error().map(|(_, why)| why)
+        self.native.fatal_error().map(|(_, why)| why)
     }
 
     pub(super) fn topic_name(&self, topic: usize) -> String {
@@ -84,8 +116,7 @@ impl Client {
         outcome(unsafe { c::rd_kafka_begin_transaction(self.ptr()) })
     }
 
-    /// Waits, without a timeout, until every record has arrived or failed. The
-    /// client's own thread serves the reports.
+    /// Waits, without a timeout, until every record has arrived or failed.
     pub(super) fn flush(&self) -> bool {
         // SAFETY: the client outlives the call.
         unsafe { c::rd_kafka_flush(self.ptr(), -1) == NO_ERROR }
@@ -152,7 +183,128 @@ impl Client {
     }
 
     fn ptr(&self) -> *mut c::rd_kafka_t {
-        self.producer.client().native_ptr()
+        self.native.native_ptr()
+    }
+}
+
+const INTERCEPTOR: &CStr = c"deliveries";
+
+/// librdkafka calls it while it makes the client.
+unsafe extern "C" fn on_new(
+    native: *mut c::rd_kafka_t,
+    _config: *const c::rd_kafka_conf_t,
+    deliveries: *mut c_void,
+    _error: *mut c_char,
+    _error_bytes: usize,
+) -> c::rd_kafka_resp_err_t {
+    // SAFETY: the client is being made; what it is given for its calls outlives it.
+    unsafe {
+        c::rd_kafka_interceptor_add_on_acknowledgement(
+            native,
+            INTERCEPTOR.as_ptr(),
+            Some(on_acknowledgement),
+            deliveries,
+        )
+    }
+}
+
+/// librdkafka calls it from its own threads, once for each record, when that has
+/// arrived or failed for good, and before it is counted as gone: a flush that has
+/// ended has heard of all.
+unsafe extern "C" fn on_acknowledgement(
+    _native: *mut c::rd_kafka_t,
+    record: *mut c::rd_kafka_message_t,
+    deliveries: *mut c_void,
+) -> c::rd_kafka_resp_err_t {
+    // SAFETY: the record lives during the call, and the deliveries longer than
+    // the client (see [`Client`]); they are only ever shared.
+    let (record, deliveries) = unsafe { (&*record, &*deliveries.cast::<Deliveries>()) };
+    if record.err == NO_ERROR {
+        deliveries.arrived(Report::of_opaque(record._private as usize), record.offset);
+    } else {
+        // SAFETY: a record's topic lives as long as the record, and its name with it.
+        let topic = unsafe { CStr::from_ptr(c::rd_kafka_topic_name(record.rkt)) };
+        let place = format!("{} [{}]", topic.to_string_lossy(), record.partition);
+        deliveries.failed(record.err.into(), &place);
+    }
+    NO_ERROR
+}
+
+/// A thread that hands a client's log and its errors on.
+struct Events {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Events {
+    fn listen(native: &Arc<client::Client<Logs>>) -> std::io::Result<Events> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (of_thread, native) = (Arc::clone(&stop), Arc::clone(native));
+        let thread = std::thread::Builder::new().name("producer events".into()).spawn(move || {
+            // SAFETY: the client lives as long as this thread; the queue is ours until it is destroyed.
+            let queue = unsafe { c::rd_kafka_queue_get_main(native.native_ptr()) };
+            while !of_thread.load(Ordering::Relaxed) {
+                // SAFETY: the queue is alive; an event is ours until it is destroyed.
+                unsafe {
+                    let event = c::rd_kafka_queue_poll(queue, EVENT_WAIT_MS);
+                    hand_on(event);
+                    c::rd_kafka_event_destroy(event);
+                }
+            }
+            // SAFETY: ours, and not used again.
+            unsafe { c::rd_kafka_queue_destroy(queue) };
+        })?;
+        Ok(Events { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(Err(_)) = self.thread.take().map(JoinHandle::join) {
+            tracing::warn!("the producer's thread has panicked");
+        }
+    }
+}
+
+/// Hands an event on; of records that failed the deliveries have heard already.
+///
+/// # Safety
+/// The event is alive, or null.
+unsafe fn hand_on(event: *mut c::rd_kafka_event_t) {
+    // SAFETY: the event is alive, or null, which is an event of no type; what it
+    // says lives as long as it does.
+    unsafe {
+        match c::rd_kafka_event_type(event) {
+            c::RD_KAFKA_EVENT_ERROR => {
+                let error = KafkaError::Global(c::rd_kafka_event_error(event).into());
+                let why = CStr::from_ptr(c::rd_kafka_event_error_string(event)).to_string_lossy();
+                clients::log_error(&error, why.trim());
+            }
+            c::RD_KAFKA_EVENT_LOG => {
+                let (mut facility, mut text, mut level) = (ptr::null(), ptr::null(), 0);
+                if c::rd_kafka_event_log(event, &raw mut facility, &raw mut text, &raw mut level) == 0 {
+                    let (facility, text) = (CStr::from_ptr(facility), CStr::from_ptr(text));
+                    clients::log(
+                        log_level(level),
+                        &facility.to_string_lossy(),
+                        text.to_string_lossy().trim(),
+                    );
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Syslog's levels.
+fn log_level(level: i32) -> RDKafkaLogLevel {
+    match level {
+        ..=3 => RDKafkaLogLevel::Error,
+        4 => RDKafkaLogLevel::Warning,
+        5 => RDKafkaLogLevel::Notice,
+        6 => RDKafkaLogLevel::Info,
+        _ => RDKafkaLogLevel::Debug,
     }
 }
 
@@ -209,12 +361,10 @@ impl Drop for Membership {
 struct Topic(*mut c::rd_kafka_topic_t);
 
 impl Topic {
-    fn new(producer: &ThreadedProducer<Deliveries>, name: &str) -> Result<Topic> {
+    fn new(native: &client::Client<Logs>, name: &str) -> Result<Topic> {
         let c_name = CString::new(name).map_err(|_| anyhow!("a topic's name {name:?} holds a zero"))?;
         // SAFETY: the client outlives the handle: `Client` drops its topics first.
-        let topic = unsafe {
-            c::rd_kafka_topic_new(producer.client().native_ptr(), c_name.as_ptr(), ptr::null_mut())
-        };
+        let topic = unsafe { c::rd_kafka_topic_new(native.native_ptr(), c_name.as_ptr(), ptr::null_mut()) };
         if topic.is_null() {
             bail!("{name:?} is no name for a topic");
         }
