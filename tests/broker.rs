@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 /// Where the search for a free port begins.
@@ -53,13 +53,18 @@ pub(crate) fn ends_with_us(child: &Child) {
 
 /// One of Kafka's own tools.
 pub(crate) fn tool(arguments: &[&str]) {
-    let output = Command::new(script())
+    let output = try_tool(arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The same where it may go wrong.
+pub(crate) fn try_tool(arguments: &[&str]) -> Output {
+    Command::new(script())
         .arg("tool")
         .args(arguments)
         .env("KAFKA_BROKERS", address())
         .output()
-        .expect("scripts/kafka can be started");
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        .expect("scripts/kafka can be started")
 }
 
 fn script() -> PathBuf {

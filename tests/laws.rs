@@ -356,6 +356,7 @@ fn whatever_comes_in_ends_in_exactly_one_way_and_nothing_panics() {
                     Fate::Emitted => forwarded == 1 && late == usize::from(outcome.late) && count("dlq") == 0,
                     Fate::Duplicate | Fate::Dropped => emitted.is_empty(),
                     Fate::DeadLetter(_) => emitted.len() == 1 && is_dead_letter_of(&emitted[0], &raw),
+                    Fate::Rekeyed => false,
                 };
                 prop_assert!(fits, "{:?} of {:?}: {:?}", outcome, raw, emitted);
                 prop_assert_eq!(count("derived"), outcome.derived as usize);

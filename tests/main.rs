@@ -33,6 +33,7 @@ mod audit;
 mod bad_input;
 mod crash;
 mod owners;
+mod rekey;
 mod replay;
 mod restore;
 mod same_output;

@@ -12,11 +12,13 @@ use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::KafkaError;
-use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
+use rdkafka::message::{BorrowedMessage, Header, Headers, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use serde_json::Value;
-use ticket_pipeline::lines::RawLine;
+use ticket_pipeline::lines::{self, RawLine};
+use ticket_pipeline::record::{Destination, Outbox, RawRecord};
+use ticket_pipeline::rekey::{self, Rekey};
 use ticket_pipeline::topology::Topology;
 
 use crate::broker;
@@ -41,13 +43,16 @@ pub(crate) struct Settings {
     pub(crate) commit_interval: &'static str,
     /// Few make many transactions, and more moments at which to die.
     pub(crate) batch_records_max: usize,
+    /// The raw topic's keys say nothing.
+    pub(crate) rekeyed: bool,
     /// Policies and rules.
     pub(crate) contract: String,
 }
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { workers: 2, commit_interval: "20ms", batch_records_max: 5_000, contract: String::new() }
+        let contract = String::new();
+        Settings { workers: 2, commit_interval: "20ms", batch_records_max: 5_000, rekeyed: false, contract }
     }
 }
 
@@ -186,25 +191,39 @@ impl Pipeline {
 
     /// Appends records to the raw topic; their offsets are those that they get.
     pub(crate) fn append(&self, raw: impl IntoIterator<Item = RawLine>) {
-        let producer: BaseProducer = client("enable.idempotence", "true").create().expect("a producer");
         let mut fed = self.fed.borrow_mut();
+        let mut new = Vec::new();
         for mut raw in raw {
             raw.offset = fed.iter().filter(|fed| fed.partition == raw.partition).count() as i64;
-            let mut headers = OwnedHeaders::new();
-            for (name, value) in &raw.headers {
-                let key = std::str::from_utf8(name).expect("a header's name is text");
-                headers = headers.insert(Header { key, value: value.as_ref() });
-            }
-            let mut record = BaseRecord::<[u8], [u8]>::to(&self.raw_topic)
-                .partition(raw.partition)
-                .timestamp(raw.timestamp_ms)
-                .headers(headers);
-            record.key = raw.key.as_deref();
-            record.payload = raw.value.as_deref();
-            producer.send(record).map_err(|(error, _)| error).expect("the record can be produced");
-            fed.push(raw);
+            fed.push(raw.clone());
+            new.push(raw);
         }
-        producer.flush(ANSWER_TIMEOUT).expect("the broker takes the records");
+        produce(&self.raw_topic, &new);
+    }
+
+    /// Writes a record to the internal topic behind the pipeline's back.
+    pub(crate) fn tamper(&self, rekeyed: &RawLine) {
+        produce(&self.topology.rekeyed_topic, std::slice::from_ref(rekeyed));
+    }
+
+    /// What `derive` makes of records.
+    pub(crate) fn derive(&self, raw: &[RawLine]) -> Vec<Line> {
+        let input = self.folder.join("derive.ndjson");
+        let text =
+            |bytes: &Option<Vec<u8>>| bytes.as_ref().map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+        let line = |raw: &RawLine| {
+            let line = serde_json::json!({
+                "partition": raw.partition, "offset": raw.offset, "timestamp": raw.timestamp_ms,
+                "key": text(&raw.key), "value": text(&raw.value),
+            });
+            format!("{line}\n")
+        };
+        let lines: String = raw.iter().map(line).collect();
+        std::fs::write(&input, lines).expect("the folder of tests can be written to");
+        let file = std::fs::File::open(&input).expect("it was written");
+        let output = self.binary("a").arg("derive").stdin(file).output().expect("the program can be started");
+        assert!(output.status.success(), "derive: {}", self::text(&output.stderr));
+        self::text(&output.stdout).lines().map(Line::parse).collect()
     }
 
     // --- Running ---------------------------------------------------------
@@ -265,10 +284,20 @@ impl Pipeline {
     }
 
     fn committed_positions(&self) -> BTreeMap<i32, i64> {
-        let asker = self.asker();
+        self.positions(self.asker(), &self.raw_topic)
+    }
+
+    /// How many records of the raw topic are re-keyed, dead letters included.
+    pub(crate) fn rekeyed(&self) -> i64 {
+        let config = client("group.id", &format!("{}-rekey", self.group));
+        let asker: BaseConsumer = config.create().expect("a consumer");
+        self.positions(&asker, &self.raw_topic).values().sum()
+    }
+
+    fn positions(&self, asker: &BaseConsumer, topic: &str) -> BTreeMap<i32, i64> {
         let mut list = TopicPartitionList::new();
         for partition in 0..PARTITIONS {
-            list.add_partition(&self.raw_topic, partition);
+            list.add_partition(topic, partition);
         }
         // A group that is new has no coordinator yet.
         let committed = wait::until("the broker knows what is committed", || {
@@ -337,6 +366,33 @@ impl Pipeline {
         broker::tool(&arguments.concat());
     }
 
+    /// Resets re-keying's group with Kafka's own tool; `false` while it has members.
+    pub(crate) fn reset_re_keying(&self, to: &str) -> bool {
+        let group = format!("{}-rekey", self.group);
+        let arguments = [
+            "consumer-groups",
+            "--reset-offsets",
+            "--group",
+            &group,
+            "--topic",
+            &self.raw_topic,
+            to,
+            "--execute",
+        ];
+        let output = broker::try_tool(&arguments);
+        let said = text(&[output.stdout, output.stderr].concat());
+        output.status.success() && !said.contains("Error") && said.contains(&self.raw_topic)
+    }
+
+    /// Has Kafka forget what re-keying's group has committed; `false` while it has members.
+    pub(crate) fn forget_re_keying(&self) -> bool {
+        let group = format!("{}-rekey", self.group);
+        let arguments =
+            ["consumer-groups", "--delete-offsets", "--group", &group, "--topic", &self.raw_topic];
+        let output = broker::try_tool(&arguments);
+        output.status.success() && text(&output.stdout).contains("Successful")
+    }
+
     /// Deletes the records of the raw topic before those offsets.
     pub(crate) fn delete_records_before(&self, offsets: &BTreeMap<i32, i64>) {
         let partitions: Vec<serde_json::Value> = offsets
@@ -363,6 +419,22 @@ impl Pipeline {
     /// # Panics
     /// Where a transaction was left open: what lies behind it cannot be read.
     pub(crate) fn emitted(&self) -> Vec<Line> {
+        let topics: Vec<String> = self.topology.output_topics().map(str::to_owned).collect();
+        let mut emitted = Vec::new();
+        self.read(&topics, |record| emitted.push(self.line(record)));
+        emitted
+    }
+
+    /// The records of the internal topic as they lie there, those of a partition in their order.
+    pub(crate) fn internal(&self) -> Vec<RawLine> {
+        let mut internal = Vec::new();
+        self.read(std::slice::from_ref(&self.topology.rekeyed_topic), |record| {
+            internal.push(raw_line(record))
+        });
+        internal
+    }
+
+    fn read(&self, topics: &[String], mut take: impl FnMut(&BorrowedMessage<'_>)) {
         let reader: BaseConsumer = client("group.id", "nobody")
             .set("isolation.level", "read_committed")
             .set("enable.auto.commit", "false")
@@ -372,25 +444,23 @@ impl Pipeline {
             .expect("a consumer");
         let mut open = BTreeSet::new();
         let mut list = TopicPartitionList::new();
-        for topic in self.topology.output_topics() {
+        for topic in topics {
             for partition in 0..PARTITIONS {
                 list.add_partition_offset(topic, partition, Offset::Beginning).expect("an offset");
                 open.insert((topic.to_owned(), partition));
             }
         }
         reader.assign(&list).expect("the topics can be read");
-        let mut emitted = Vec::new();
         let mut partitions_ended = 0;
         while partitions_ended < open.len() {
             match reader.poll(READ_POLL) {
-                Some(Ok(record)) => emitted.push(self.line(&record)),
+                Some(Ok(record)) => take(&record),
                 Some(Err(KafkaError::PartitionEOF(_))) => partitions_ended += 1,
                 Some(Err(error)) => panic!("read what was emitted: {error}"),
                 None => panic!("{} of {} partitions ended", partitions_ended, open.len()),
             }
         }
         self.assert_nothing_is_open();
-        emitted
     }
 
     /// A reader of committed records is let up to the true end.
@@ -440,23 +510,64 @@ impl Pipeline {
     /// The same of some records, behind all the others before them.
     fn expected_where(&self, raw: &[RawLine], is_wanted: impl Fn(&RawLine) -> bool) -> Vec<Sourced> {
         let topology = Arc::new(self.topology.clone());
-        let prefix = format!("{}.", self.group);
         let mut tasks = Tasks::in_memory(&topology);
         let emitted = raw.iter().flat_map(|raw| {
             let lines = tasks.process(raw).1;
             lines.into_iter().filter(|_| is_wanted(raw)).map(|line| (raw.partition, line)).collect::<Vec<_>>()
         });
-        let by_contract = emitted.map(|(source, mut line)| {
-            line.topic = line.topic.trim_start_matches(&prefix).to_owned();
-            line.value = line.value.map(|value| with_contract_name(&value, &self.raw_topic));
-            for (name, value) in &mut line.headers {
-                if name == "__streams.errors.topic" {
-                    *value = Some(RAW_TOPIC.into());
-                }
+        emitted.map(|(source, line)| (source, self.by_contract(line))).collect()
+    }
+
+    /// What a task has emitted, as it is read: topics by the names of the contract.
+    pub(crate) fn by_contract(&self, mut line: Line) -> Line {
+        line.topic = line.topic.trim_start_matches(&format!("{}.", self.group)).to_owned();
+        line.value = line.value.map(|value| with_contract_name(&value, &self.raw_topic));
+        for (name, value) in &mut line.headers {
+            if name == "__streams.errors.topic" {
+                *value = Some(RAW_TOPIC.into());
             }
-            (source, line.without_origin())
-        });
-        by_contract.collect()
+        }
+        line.without_origin()
+    }
+
+    /// All that was fed, re-keyed in whatever order between raw partitions, and what was made of that.
+    pub(crate) fn assert_rekeyed_and_emitted(&self) {
+        self.assert_rekeyed_and_emitted_times(1);
+    }
+
+    /// The same where what was re-keyed was replayed from its beginning.
+    pub(crate) fn assert_rekeyed_and_emitted_times(&self, runs: usize) {
+        let fed = self.fed.borrow();
+        let internal = self.internal();
+        let mut left: BTreeMap<(i32, i64), &RawLine> =
+            fed.iter().map(|raw| ((raw.partition, raw.offset), raw)).collect();
+        let mut last: BTreeMap<(i32, i32), i64> = BTreeMap::new();
+        for rekeyed in &internal {
+            let raw =
+                rekeyed.with_record(|record| owned(&rekey::raw(record).expect("it says where it is from")));
+            let place = (raw.partition, raw.offset);
+            let original =
+                left.remove(&place).unwrap_or_else(|| panic!("{place:?} is there twice, or never was"));
+            assert_eq!(&raw, original);
+            let before = last.insert((rekeyed.partition, raw.partition), raw.offset);
+            assert!(before < Some(raw.offset), "{place:?} stands behind offset {before:?}");
+        }
+        let topology = Arc::new(self.topology.clone());
+        let once = self.expected_of(&internal);
+        let mut expected: Vec<Sourced> = (0..runs).flat_map(|_| once.clone()).collect();
+        let mut outbox = Outbox::default();
+        for raw in left.into_values() {
+            let mut rekey = Rekey::new(Arc::clone(&topology), PARTITIONS);
+            raw.with_record(|record| rekey.process(record, &mut outbox));
+            for record in outbox.records() {
+                assert_eq!(record.destination, Destination::DeadLetter, "{raw:?} is lost");
+                let topic = record.destination.topic(&topology);
+                let line = Line::parse(&lines::outgoing_line(topic, &record));
+                // Behind the numbers of the internal partitions.
+                expected.push((PARTITIONS + raw.partition, self.by_contract(line)));
+            }
+        }
+        assert_same_by_source(&self.group, &expected, &self.emitted());
     }
 
     /// Nothing lost, nothing doubled, every byte as it must be: for all that was fed.
@@ -508,9 +619,10 @@ impl Pipeline {
 fn topology_text(group: &str, raw_topic: &str, settings: &Settings) -> String {
     let of_contract = Topology::parse("topology.yaml", &settings.contract, &|_| None)
         .unwrap_or_else(|mistakes| panic!("{mistakes}"));
-    let Settings { workers, commit_interval, batch_records_max, contract } = settings;
+    let Settings { workers, commit_interval, batch_records_max, contract, .. } = settings;
+    let keyed_by = if settings.rekeyed { "\n  keyed_by: nothing" } else { "" };
     let mut text = format!(
-        "group: {group}\nsource:\n  topic: {raw_topic}\n  partitions: {PARTITIONS}\nkafka:\n  brokers: {}\n\
+        "group: {group}\nsource:\n  topic: {raw_topic}\n  partitions: {PARTITIONS}{keyed_by}\nkafka:\n  brokers: {}\n\
          runtime:\n  workers: {workers}\n  commit_interval: {commit_interval}\n\
          limits:\n  batch_records_max: {batch_records_max}\n  memory_mb: 128\n{contract}\noutputs:\n  late: {group}.ticket.late\n  \
          dead_letter: {group}.ticket.dlq\n  events:\n",
@@ -522,6 +634,51 @@ fn topology_text(group: &str, raw_topic: &str, settings: &Settings) -> String {
         text += &format!("    {}: {group}.{}\n", event_type.name, event_type.topic);
     }
     text
+}
+
+fn produce(topic: &str, records: &[RawLine]) {
+    let producer: BaseProducer = client("enable.idempotence", "true").create().expect("a producer");
+    for raw in records {
+        let mut headers = OwnedHeaders::new();
+        for (name, value) in &raw.headers {
+            let key = std::str::from_utf8(name).expect("a header's name is text");
+            headers = headers.insert(Header { key, value: value.as_ref() });
+        }
+        let mut record = BaseRecord::<[u8], [u8]>::to(topic)
+            .partition(raw.partition)
+            .timestamp(raw.timestamp_ms)
+            .headers(headers);
+        record.key = raw.key.as_deref();
+        record.payload = raw.value.as_deref();
+        producer.send(record).map_err(|(error, _)| error).expect("the record can be produced");
+    }
+    producer.flush(ANSWER_TIMEOUT).expect("the broker takes the records");
+}
+
+fn raw_line(record: &BorrowedMessage<'_>) -> RawLine {
+    let headers = record.headers().map_or_else(Vec::new, |headers| {
+        headers.iter().map(|header| (header.key.into(), header.value.map(<[u8]>::to_vec))).collect()
+    });
+    RawLine {
+        partition: record.partition(),
+        offset: record.offset(),
+        timestamp_ms: record.timestamp().to_millis().expect("the record has a timestamp"),
+        key: record.key().map(<[u8]>::to_vec),
+        value: record.payload().map(<[u8]>::to_vec),
+        headers,
+    }
+}
+
+fn owned(record: &RawRecord<'_>) -> RawLine {
+    let headers = record.headers.iter().map(|(name, value)| (name.to_vec(), value.map(<[u8]>::to_vec)));
+    RawLine {
+        partition: record.partition,
+        offset: record.offset,
+        timestamp_ms: record.timestamp_ms,
+        key: record.key.map(<[u8]>::to_vec),
+        value: record.value.map(<[u8]>::to_vec),
+        headers: headers.collect(),
+    }
 }
 
 fn told(change: &Value) -> String {

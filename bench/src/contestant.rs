@@ -10,10 +10,11 @@ use anyhow::{Context, Result, bail, ensure};
 use rdkafka::message::Message;
 use ticket_pipeline::topology::Topology;
 
-use crate::broker::{self, Broker, Topics, Watch};
-use crate::histories::{self, Histories, Means, UID_BYTES};
-use crate::process::Process;
-use crate::stream::Expectation;
+use ticket_harness::broker::{self, Broker, Topics, Watch};
+use ticket_harness::histories::{self, Histories, Means, UID_BYTES};
+use ticket_harness::process::Process;
+use ticket_harness::stream::Expectation;
+use ticket_harness::topology;
 
 /// Which program is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -310,24 +311,11 @@ impl Contestant {
 
 /// The shipped topology with names, state and pace of its own.
 pub(crate) fn topology_text(name: &str, source: &str, settings: &Settings) -> String {
-    let mut topics: Vec<String> = Vec::new();
-    let mut text = format!(
-        "group: {name}\nsource:\n  topic: {source}\n  partitions: {}\noutputs:\n  late: {name}.ticket.late\n  \
-         dead_letter: {name}.ticket.dlq\n  events:\n",
-        settings.partitions
-    );
-    for event_type in &Topology::shipped().event_types {
-        // The alias goes where its original goes.
-        if !topics.contains(&event_type.topic) {
-            text += &format!("    {}: {name}.{}\n", event_type.name, event_type.topic);
-            topics.push(event_type.topic.clone());
-        }
-    }
+    let mut text = topology::text(name, source, settings.partitions, &settings.broker.address);
     text += &format!("state:\n  dir: {}\n", settings.folder.join(name).display());
     text += &format!("runtime:\n  instance: bench\n  commit_interval: {}ms\n", settings.commit_interval_ms);
     if let Some(workers) = settings.workers {
         text += &format!("  workers: {workers}\n");
     }
-    text += &format!("kafka:\n  brokers: {}\n", settings.broker.address);
     text + &settings.sections
 }

@@ -14,8 +14,8 @@ use ticket_pipeline::store::{Positions, StateDirectory, StoreSettings};
 use ticket_pipeline::task::Task;
 use ticket_pipeline::topology::Topology;
 
-use crate::histories::Histories;
-use crate::stream::{Shape, Stream};
+use ticket_harness::histories::Histories;
+use ticket_harness::stream::{Shape, Stream};
 
 /// As the worker's: [`ticket_pipeline::worker`].
 const SWEEP_MAX: usize = 1_000;
@@ -52,7 +52,7 @@ pub(crate) fn run(
     while processed < events {
         let until = (processed + batch).min(events);
         while processed < until {
-            let event = stream.next();
+            let event = stream.next_event();
             let place = usize::try_from(event.partition)?;
             let (task, position) = tasks.get_mut(place).context("a task for each partition")?;
             let record = RawRecord {

@@ -11,13 +11,13 @@ use rdkafka::{Offset, TopicPartitionList};
 use serde_json::{Value, json};
 use ticket_pipeline::clients;
 
-use crate::broker::Topics;
 use crate::contestant::{Contestant, Kind, Settings};
-use crate::histories::Histories;
-use crate::load;
-use crate::process::Meter;
 use crate::report::{self, Column, Row};
-use crate::stream::{self, Shape, Stream};
+use ticket_harness::broker::Topics;
+use ticket_harness::histories::Histories;
+use ticket_harness::load;
+use ticket_harness::process::Meter;
+use ticket_harness::stream::{self, Shape, Stream};
 
 /// Events before those that count: the group has formed, connections stand.
 const FIRST_EVENTS: u64 = 1_000;

@@ -7,26 +7,22 @@ use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 use ticket_pipeline::topology::Topology;
 
-mod broker;
 mod contestant;
 mod core;
-mod histories;
 mod latency;
 mod limit;
-mod load;
 mod memory;
-mod process;
 mod rebuild;
 mod report;
 mod restart;
-mod stream;
 mod throughput;
 
-use broker::{Broker, Topics};
 use contestant::{Kind, Settings};
-use histories::Histories;
-use stream::{Shape, Stream};
 use throughput::Variant;
+use ticket_harness::broker::{Broker, Topics};
+use ticket_harness::histories::Histories;
+use ticket_harness::load;
+use ticket_harness::stream::{Shape, Stream};
 
 #[derive(Debug, Parser)]
 struct Arguments {

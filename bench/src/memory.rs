@@ -5,13 +5,13 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::broker::Topics;
 use crate::contestant::{Contestant, Kind, Settings};
-use crate::histories::Histories;
-use crate::load;
-use crate::process;
 use crate::report::{self, Column, Row};
-use crate::stream::{Shape, Stream};
+use ticket_harness::broker::Topics;
+use ticket_harness::histories::Histories;
+use ticket_harness::load;
+use ticket_harness::process;
+use ticket_harness::stream::{Shape, Stream};
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const TIME_MAX: Duration = Duration::from_secs(3_600);

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use crate::broker::Topics;
 use crate::contestant::{Contestant, Kind, Settings};
-use crate::histories::Histories;
-use crate::load;
-use crate::process;
 use crate::report::{self, Column, Row};
-use crate::stream::Stream;
+use ticket_harness::broker::Topics;
+use ticket_harness::histories::Histories;
+use ticket_harness::load;
+use ticket_harness::process;
+use ticket_harness::stream::Stream;
 
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 const TIME_MAX: Duration = Duration::from_secs(900);
@@ -34,7 +34,7 @@ const COLUMNS: [Column; 4] = [
 pub(crate) fn run(
     settings: &Settings,
     histories: &Histories,
-    shape: crate::stream::Shape,
+    shape: ticket_harness::stream::Shape,
     events: u64,
     rounds: usize,
 ) -> Result<Value> {

@@ -6,9 +6,9 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::contestant::{Contestant, Kind, Settings};
-use crate::process::{self, Meter};
 use crate::report::{self, Column, Row};
-use crate::stream::Expectation;
+use ticket_harness::process::{self, Meter};
+use ticket_harness::stream::Expectation;
 
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 const TIME_MAX: Duration = Duration::from_secs(1_800);

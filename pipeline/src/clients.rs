@@ -11,13 +11,16 @@ use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{ClientConfig, ClientContext};
 
+use crate::stage::Stage;
 use crate::topology::{Kafka, TRANSACTION_TIMEOUT_MS, Topology};
 
 /// Who a worker is: the same names after a restart.
 #[derive(Debug, Clone)]
 pub struct Member {
-    /// `<group>-<instance>-<slot>`: its transactional id and its group instance id.
+    /// Its transactional id and its group instance id: see [`Stage::member_id`].
     pub id: String,
+    /// The group that it belongs to.
+    pub group: String,
     /// Memory for the consumer's queue, in KiB.
     pub consumer_queue_kib: usize,
     /// Memory for the producer's queue, in KiB.
@@ -25,13 +28,15 @@ pub struct Member {
 }
 
 impl Member {
-    /// The worker in a slot of this process, with its share of the memory: an
-    /// eighth of the limit for all consumers' queues, a quarter for all producers'.
+    /// A stage's worker in a slot of this process, of so many in all stages, with
+    /// its share of the memory: an eighth of the limit for all consumers' queues,
+    /// a quarter for all producers'.
     #[must_use]
-    pub fn new(topology: &Topology, instance: &str, slot: usize, workers: usize) -> Member {
+    pub fn new(topology: &Topology, stage: Stage, instance: &str, slot: usize, workers: usize) -> Member {
         let share_kib = topology.limits.memory_mb.saturating_mul(1024) / workers.max(1);
         Member {
-            id: format!("{}-{instance}-{slot}", topology.group),
+            id: stage.member_id(topology, instance, slot),
+            group: stage.group(topology),
             consumer_queue_kib: (share_kib / 8).clamp(1024, 512 * 1024),
             producer_queue_kib: (share_kib / 4).clamp(4 * 1024, 1024 * 1024),
         }
@@ -51,7 +56,7 @@ pub fn base(kafka: &Kafka) -> ClientConfig {
     config
 }
 
-/// A worker's consumer of the raw topic.
+/// A worker's consumer of its stage's topic.
 #[must_use]
 pub fn consumer(topology: &Topology, member: &Member) -> ClientConfig {
     let mut config = base(&topology.kafka);
@@ -65,7 +70,7 @@ pub fn consumer(topology: &Topology, member: &Member) -> ClientConfig {
     config.set("fetch.queue.backoff.ms", "10");
     set_all(&mut config, &topology.kafka.properties);
     set_all(&mut config, &topology.kafka.consumer);
-    config.set("group.id", &topology.group);
+    config.set("group.id", &member.group);
     config.set("group.instance.id", &member.id);
     config.set("isolation.level", "read_committed");
     config.set("enable.auto.commit", "false");
@@ -133,6 +138,14 @@ pub fn log_reader(topology: &Topology) -> ClientConfig {
 pub fn observer(topology: &Topology) -> ClientConfig {
     let mut config = log_reader(topology);
     config.set("isolation.level", "read_uncommitted");
+    config
+}
+
+/// The same for the group of a stage.
+#[must_use]
+pub fn observer_of(topology: &Topology, stage: Stage) -> ClientConfig {
+    let mut config = observer(topology);
+    config.set("group.id", stage.group(topology));
     config
 }
 

@@ -5,10 +5,16 @@
 /// The gaps in the order of commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
+    /// Part of what a store lacks is read and written to it.
+    Restore,
     /// A part of a replay's state is recomputed, nothing of it is sent.
     Rebuild,
-    /// Records are polled, nothing is sent.
+    /// Records are polled, no transaction is open.
+    Begin,
+    /// A transaction is open, nothing is sent.
     Process,
+    /// Some records are sent, of however many.
+    Send,
     /// Outputs are sent, the changelog is not.
     Changelog,
     /// All is sent, perhaps not delivered.
@@ -19,6 +25,10 @@ pub enum Step {
     Commit,
     /// Kafka has committed, the store has not followed.
     Apply,
+    /// The store is in memory ahead of its disk, which is about to be written.
+    Write,
+    /// The disk is written, and not flushed yet.
+    StoreFlush,
 }
 
 /// Dies here if `CRASH_AT` names this step; with `<step>:<n>` at its n-th time.

@@ -23,6 +23,8 @@
 //!  truncate    the size limit
 //!  partition   the partition that Kafka's Java client would choose
 //!  task        one input partition: a record in; outgoing records and overlay out
+//!  rekey       a raw record in; the same, keyed by its ticket, out
+//!  stage       which topic is read as which group, and what is done with it
 //!  clients     the Kafka clients' configuration
 //!  store       committed state on disk, overlay in memory, positions
 //!  commit_record what the ids log and the committed offsets' metadata say
@@ -78,6 +80,10 @@ pub mod truncate;
 pub mod partition;
 
 pub mod task;
+
+pub mod rekey;
+
+pub mod stage;
 
 pub mod clients;
 

@@ -107,6 +107,7 @@ pub fn origin(origin: Origin) -> &'static str {
         Origin::Derived => "derived",
         Origin::Late => "late",
         Origin::DeadLetter => "dlq",
+        Origin::Rekeyed => "rekeyed",
     }
 }
 

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::derive::{Change, PreviousFrom};
 use crate::envelope::{Envelope, Unusable, content};
 use crate::json::write_string;
-use crate::record::{Destination, Draft, Origin, Outbox, RawRecord};
+use crate::record::{Destination, Draft, Header, Origin, Outbox, RawRecord};
 use crate::ticket::Identity;
 use crate::timestamp;
 
@@ -39,6 +39,9 @@ const OWN_HEADERS: [&[u8]; 17] = [
     b"truncated_fields",
 ];
 const ERROR_HEADERS_PREFIX: &[u8] = b"__streams.errors.";
+const ERROR_TOPIC: &str = "__streams.errors.topic";
+const ERROR_PARTITION: &str = "__streams.errors.partition";
+const ERROR_OFFSET: &str = "__streams.errors.offset";
 
 /// A derived event, but for its source.
 #[derive(Debug)]
@@ -309,9 +312,22 @@ pub fn push_dead_letter(out: &mut Outbox, source_topic: &str, record: &RawRecord
         out.header(name, *value);
     }
     let mut put = |name: &str, value: &str| out.header(name.as_bytes(), Some(value.as_bytes()));
-    put("__streams.errors.topic", source_topic);
-    put("__streams.errors.partition", &record.partition.to_string());
-    put("__streams.errors.offset", &record.offset.to_string());
+    put(ERROR_TOPIC, source_topic);
+    put(ERROR_PARTITION, &record.partition.to_string());
+    put(ERROR_OFFSET, &record.offset.to_string());
     put("__streams.errors.exception", unusable.code.as_str());
     put("__streams.errors.message", &unusable.why);
+}
+
+/// Partition and offset of the raw record that a dead letter of this topic is.
+#[must_use]
+pub fn dead_letter_place(headers: &[Header<'_>], source_topic: &str) -> Option<(i32, i64)> {
+    // Ours stand behind those that it came with.
+    let text = |wanted: &str| {
+        let (_, value) = headers.iter().rev().find(|(name, _)| *name == wanted.as_bytes())?;
+        std::str::from_utf8(value.as_ref()?).ok()
+    };
+    let is_of_topic = text(ERROR_TOPIC)? == source_topic;
+    let place = (text(ERROR_PARTITION)?.parse().ok()?, text(ERROR_OFFSET)?.parse().ok()?);
+    is_of_topic.then_some(place)
 }

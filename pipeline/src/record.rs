@@ -31,6 +31,8 @@ pub enum Destination {
     Late,
     /// The dead-letter topic.
     DeadLetter,
+    /// The internal topic of re-keyed records.
+    Rekeyed,
 }
 
 impl Destination {
@@ -43,6 +45,7 @@ impl Destination {
             }
             Destination::Late => &topology.late_topic,
             Destination::DeadLetter => &topology.dead_letter_topic,
+            Destination::Rekeyed => &topology.rekeyed_topic,
         }
     }
 }
@@ -58,6 +61,8 @@ pub enum Origin {
     Late,
     /// A record that could not be used.
     DeadLetter,
+    /// A raw record on its way to its ticket's partition.
+    Rekeyed,
 }
 
 /// A record to be produced; it borrows from the [`Outbox`].

@@ -16,8 +16,9 @@ use crate::json::Tape;
 use crate::outgoing::{self, Derived, Headers};
 use crate::partition;
 use crate::record::{Destination, Draft, Origin, Outbox, RawRecord};
+use crate::rekey;
 use crate::store::{EventHash, Seen, Store};
-use crate::topology::Topology;
+use crate::topology::{KeyedBy, Topology};
 use crate::transition::{self, DerivedEvent, Role, Transition};
 use crate::truncate::{self, Spare};
 
@@ -62,10 +63,12 @@ pub enum Fate {
     Dropped,
     /// In the dead-letter topic.
     DeadLetter(Code),
+    /// On its way to its ticket's partition.
+    Rekeyed,
 }
 
 impl Outcome {
-    fn of(fate: Fate) -> Outcome {
+    pub(crate) fn of(fate: Fate) -> Outcome {
         Outcome { fate, derived: 0, twins_dropped: 0, late: false, truncated: 0 }
     }
 }
@@ -91,9 +94,14 @@ impl Task {
         self.pass(record.timestamp_ms);
         let forgotten_before_ms = self.forgotten_before_ms();
         let topology = &*self.topology;
+        // What goes out names the raw topic's place; what is remembered goes by the input's.
+        let raw = match topology.source.keyed_by {
+            KeyedBy::TicketUid => *record,
+            KeyedBy::Nothing => rekey::raw(record)?,
+        };
         let dead_letter = |out: &mut Outbox, unusable: &Unusable| {
             out.clear();
-            outgoing::push_dead_letter(out, &topology.source.topic, record, unusable);
+            outgoing::push_dead_letter(out, &topology.source.topic, &raw, unusable);
             Ok(Outcome::of(Fate::DeadLetter(unusable.code)))
         };
 
@@ -133,8 +141,13 @@ impl Task {
         )
         .with_context(damaged)?;
 
-        let mut emission =
-            Emission { topology, envelope: &envelope, record, partitions: self.partitions, truncated: 0 };
+        let mut emission = Emission {
+            topology,
+            envelope: &envelope,
+            record: &raw,
+            partitions: self.partitions,
+            truncated: 0,
+        };
         if let Err(unusable) = emission.emit(&transition, &mut self.value, out) {
             return dead_letter(out, &unusable);
         }

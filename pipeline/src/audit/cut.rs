@@ -16,9 +16,10 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::reading::Range;
 use crate::clients::{self, Logs};
 use crate::commit_record::Ends;
+use crate::stage::Stage;
 use crate::topics;
 use crate::topology::TRANSACTION_TIMEOUT_MS;
-use crate::topology::{KeyedBy, Topology};
+use crate::topology::Topology;
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const ASK_AGAIN: Duration = Duration::from_millis(50);
@@ -28,15 +29,20 @@ const DECIDED_WITHIN: Duration = Duration::from_millis(TRANSACTION_TIMEOUT_MS + 
 /// Where everything stood.
 #[derive(Debug)]
 pub(super) struct Cut {
+    /// Of every stage.
     pub(super) inputs: Vec<Input>,
+    /// Where records are re-keyed, the topic that they are re-keyed into is an output too.
     pub(super) outputs: Vec<Output>,
+    /// How many partitions every topic has.
+    pub(super) partitions: i32,
 }
 
-/// An input partition.
+/// An input partition of a stage.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Input {
+    pub(super) stage: Stage,
     pub(super) partition: i32,
-    /// The raw topic's first offset.
+    /// The topic's first offset.
     pub(super) low: i64,
     /// What is committed: everything before it must be in the outputs.
     pub(super) committed: i64,
@@ -53,17 +59,28 @@ pub(super) struct Output {
     pub(super) ranges: Vec<Range>,
 }
 
+impl Input {
+    /// What tells it from all others in rows.
+    pub(super) fn number(&self) -> i32 {
+        match self.stage {
+            Stage::Tickets => self.partition,
+            Stage::Rekey => -1 - self.partition,
+        }
+    }
+}
+
 impl Cut {
+    /// Whether retention has taken records of an output partition.
+    pub(super) fn is_head_gone(&self, topic: &str, partition: i32) -> bool {
+        let ranges = self.outputs.iter().filter(|output| output.topic == topic).flat_map(|one| &one.ranges);
+        ranges.into_iter().any(|range| range.partition == partition && range.from > 0)
+    }
+
     /// Makes it.
     ///
     /// # Errors
     /// Where Kafka does not answer, or where no cut can be made: the error says why.
     pub(super) fn make(topology: &Topology) -> Result<Cut> {
-        ensure!(
-            topology.source.keyed_by == KeyedBy::TicketUid,
-            "the audit does not know `keyed_by: nothing`: what the pipeline reads there is not the raw topic"
-        );
-        let source = &topology.source.topic;
         let observer = client(&clients::observer(topology))?;
         let reader = client(&clients::log_reader(topology))?;
         let metadata = observer
@@ -79,12 +96,17 @@ impl Cut {
             i32::try_from(count).context("count partitions")
         };
 
+        let stages = Stage::all(topology);
         let mut inputs = Vec::new();
-        for partition in 0..partitions(source)? {
-            inputs.push(input(topology, &observer, partition)?);
+        for stage in stages {
+            let observer = client(&clients::observer_of(topology, *stage))?;
+            for partition in 0..partitions(stage.topic(topology))? {
+                inputs.push(input(topology, *stage, &observer, partition)?);
+            }
         }
+        let rekeyed = stages.contains(&Stage::Rekey).then_some(topology.rekeyed_topic.as_str());
         let mut outputs = Vec::new();
-        for topic in topology.output_topics() {
+        for topic in topology.output_topics().chain(rekeyed) {
             let mut ranges = Vec::new();
             for partition in 0..partitions(topic)? {
                 let (from, to) = topics::bounds(&observer, topic, partition)?;
@@ -104,12 +126,16 @@ impl Cut {
             wait_decided(&reader, &topology.changelog_topic, input.partition, ends.changelog, deadline)?;
             wait_decided(&reader, &topology.ids_topic, input.partition, ends.ids, deadline)?;
         }
-        for input in &mut inputs {
-            let (reached, _) =
-                committed(&reader, source, input.partition, deadline)?.unwrap_or((input.low, None));
-            input.reached = reached.max(input.committed);
+        for stage in stages {
+            let mut config = clients::log_reader(topology);
+            let reader = client(config.set("group.id", stage.group(topology)))?;
+            for input in inputs.iter_mut().filter(|input| input.stage == *stage) {
+                let found = committed(&reader, stage.topic(topology), input.partition, deadline)?;
+                let (reached, _) = found.unwrap_or((input.low, None));
+                input.reached = reached.max(input.committed);
+            }
         }
-        Ok(Cut { inputs, outputs })
+        Ok(Cut { inputs, outputs, partitions: partitions(topology.input_topic())? })
     }
 }
 
@@ -117,8 +143,8 @@ fn client(config: &rdkafka::ClientConfig) -> Result<BaseConsumer<Logs>> {
     config.create_with_context(Logs).context("create a client")
 }
 
-fn input(topology: &Topology, observer: &BaseConsumer<Logs>, partition: i32) -> Result<Input> {
-    let source = &topology.source.topic;
+fn input(topology: &Topology, stage: Stage, observer: &BaseConsumer<Logs>, partition: i32) -> Result<Input> {
+    let source = stage.topic(topology);
     let deadline = Instant::now() + ANSWER_TIMEOUT;
     let found = committed(observer, source, partition, deadline)?;
     // Asked for after the committed position, so that the position is not before it.
@@ -126,21 +152,27 @@ fn input(topology: &Topology, observer: &BaseConsumer<Logs>, partition: i32) -> 
     let remedy = "start the pipeline once, and audit then";
     match found {
         Some((position, Some(ends))) => {
-            Ok(Input { partition, low, committed: position, ends: Some(ends), reached: position })
+            // Re-keying has no state, and so no logs.
+            let ends = Some(ends).filter(|_| stage == Stage::Tickets);
+            Ok(Input { stage, partition, low, committed: position, ends, reached: position })
         }
         Some((position, None)) => bail!(
             "the committed offset {position} of {source} [{partition}] was set by a reset, and the pipeline has not run \
              since: {remedy}"
         ),
         None => {
-            let (_, ids) = topics::bounds(observer, &topology.ids_topic, partition)?;
+            // Of re-keying nothing tells here; what it wrote of this partition is then found as unexpected.
+            let ids = match stage {
+                Stage::Tickets => topics::bounds(observer, &topology.ids_topic, partition)?.1,
+                Stage::Rekey => 0,
+            };
             ensure!(
                 ids == 0,
                 "group {} has no committed offset for {source} [{partition}], though there is state: Kafka has \
                  forgotten it; {remedy}",
-                topology.group
+                stage.group(topology)
             );
-            Ok(Input { partition, low, committed: low, ends: None, reached: low })
+            Ok(Input { stage, partition, low, committed: low, ends: None, reached: low })
         }
     }
 }

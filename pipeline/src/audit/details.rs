@@ -8,12 +8,15 @@ use anyhow::Result;
 
 use super::Audit;
 use super::compare::{Fault, Finding};
+use super::expected::Emitted;
 use super::found::{self, Whole};
 use super::head::Changelog;
 use super::report::{Line, differences};
 use super::rows::Row;
+use crate::record::OutgoingRecord;
+use crate::stage::Stage;
 
-/// Input partition, offset, and place among what that raw record emits.
+/// The input's number, offset, and place among what that raw record emits.
 type Source = (i32, i64, u32);
 
 fn source(row: &Row) -> Source {
@@ -35,38 +38,52 @@ impl Audit<'_> {
     fn recompute(&self, wanted: &BTreeSet<Source>) -> Result<BTreeMap<Source, Whole>> {
         let mut all = BTreeMap::new();
         for input in &self.cut.inputs {
-            let last = wanted.iter().rfind(|(partition, ..)| *partition == input.partition);
+            let last = wanted.iter().rfind(|(number, ..)| *number == input.number());
             let Some((_, last, _)) = last else { continue };
             self.progress.is_second_pass.store(true, Ordering::Relaxed);
+            let keep = |emitted: &Emitted<'_>| {
+                let source = (input.number(), emitted.raw.offset, emitted.position);
+                if wanted.contains(&source) {
+                    all.insert(source, self.whole(&emitted.record));
+                }
+                Ok(())
+            };
             // Nothing is judged here, so that the changelog is not asked what can be proven.
             let changelog: Option<&Changelog> = None;
-            self.recomputation(input, changelog).run(
-                last + 1,
-                |emitted| {
-                    let source = (input.partition, emitted.raw.offset, emitted.position);
-                    if wanted.contains(&source) {
-                        let record = &emitted.record;
-                        all.insert(
-                            source,
-                            Whole {
-                                topic: record.destination.topic(&self.topology).to_owned(),
-                                partition: record.partition,
-                                key: record.key.map(<[u8]>::to_vec),
-                                value: record.value.map(<[u8]>::to_vec),
-                                headers: record
-                                    .headers()
-                                    .map(|(name, value)| (name.to_vec(), value.map(<[u8]>::to_vec)))
-                                    .collect(),
-                                timestamp_ms: record.timestamp_ms,
-                            },
-                        );
-                    }
-                    Ok(())
-                },
-                |_, _| Ok(()),
-            )?;
+            match input.stage {
+                Stage::Rekey => {
+                    self.rekeying(input).run(last + 1, keep)?;
+                }
+                Stage::Tickets => {
+                    self.recomputation(input, changelog).run(last + 1, keep, |_, _| Ok(()))?;
+                }
+            }
         }
         Ok(all)
+    }
+
+    fn whole(&self, record: &OutgoingRecord<'_>) -> Whole {
+        Whole {
+            topic: record.destination.topic(&self.topology).to_owned(),
+            partition: record.partition,
+            key: record.key.map(<[u8]>::to_vec),
+            value: record.value.map(<[u8]>::to_vec),
+            headers: record
+                .headers()
+                .map(|(name, value)| (name.to_vec(), value.map(<[u8]>::to_vec)))
+                .collect(),
+            timestamp_ms: record.timestamp_ms,
+        }
+    }
+
+    /// The input that a row is of, in words.
+    fn place(&self, row: &Row) -> String {
+        let input = self.cut.inputs.iter().find(|input| input.number() == row.input);
+        let partition = input.map_or(-1, |input| input.partition);
+        let is_raw =
+            input.is_none_or(|input| input.stage.topic(&self.topology) == self.topology.source.topic);
+        let topic = if is_raw { "raw" } else { "re-keyed" };
+        format!("{topic} partition {partition} offset {}", row.offset)
     }
 
     fn line(&self, finding: &Finding, all: &BTreeMap<Source, Whole>) -> Result<Line> {
@@ -96,7 +113,7 @@ impl Audit<'_> {
             partition: place.map_or(-1, |row| row.partition),
             offset: found.as_ref().map(|row| row.offset),
             event_id: wanted.or(whole.as_ref()).and_then(Whole::event_id),
-            source: expected.as_ref().map(|row| (row.input, row.offset)),
+            source: expected.as_ref().map(|row| self.place(row)),
             reason,
         })
     }

@@ -67,7 +67,7 @@ fn fresh(directory: &StateDirectory, partition: i32) -> Result<Store> {
 pub(super) fn store_settings(topology: &Topology) -> StoreSettings {
     StoreSettings {
         group: topology.group.clone(),
-        topic: topology.source.topic.clone(),
+        topic: topology.input_topic().to_owned(),
         flush_records_max: topology.state.flush_records_max,
         flush_interval_ms: topology.state.flush_interval_ms,
         dedupe_window_ms: topology.policies.dedupe_window_ms,
@@ -128,7 +128,7 @@ impl Recomputation<'_> {
         let (mut unapplied, mut applied, mut is_past_cut) = (0, 0, false);
         let mut records = 0;
         let range = Range { partition, from: low, to: until };
-        let source = &self.topology.source.topic;
+        let source = self.topology.input_topic();
         reading::read(self.topology, source, &[range], self.progress, |message| {
             let is_cut = message.offset() >= committed && !is_past_cut;
             if is_cut || unapplied >= APPLY_RECORDS {

@@ -6,42 +6,53 @@ use rdkafka::message::Message;
 use super::cut::Output;
 use super::reading::{self, Progress, Range};
 use super::rows::{Digests, Proof, Row, Spool};
-use crate::topology::Topology;
+use super::{Audit, rekeyed};
+use crate::topology::{KeyedBy, Topology};
 use crate::transaction::read_headers;
 
-/// Spools a row for every record of an output topic below the cut; how many.
-///
-/// # Errors
-/// Where they cannot be read, or the disk not be written.
-pub(super) fn spool(
-    topology: &Topology,
-    topic: u16,
-    output: &Output,
-    progress: &Progress,
-    spool: &mut Spool,
-) -> Result<u64> {
-    let mut records = 0;
-    reading::read(topology, &output.topic, &output.ranges, progress, |record| {
-        records += 1;
-        let mut headers = Vec::new();
-        read_headers(record, &mut headers);
-        let timestamp_ms = reading::timestamp_ms(record);
-        let digests = Digests::of(record.key(), record.payload(), timestamp_ms, headers.iter().copied());
-        let Digests { ticket, identity, digest } = digests;
-        spool.push(Row {
-            topic,
-            partition: record.partition(),
-            ticket,
-            input: 0,
-            run: 0,
-            offset: record.offset(),
-            position: 0,
-            identity,
-            digest,
-            proof: Proof::Required,
-        })
-    })?;
-    Ok(records)
+/// How many records an output topic holds.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Counts {
+    pub(super) records: u64,
+    /// Of those, what was re-keyed of raw records that are gone.
+    pub(super) before_head: u64,
+}
+
+impl Audit<'_> {
+    /// Spools a row for every record of an output topic below the cut.
+    ///
+    /// # Errors
+    /// Where they cannot be read, or the disk not be written.
+    pub(super) fn spool(&self, topic: u16, output: &Output, spool: &mut Spool) -> Result<Counts> {
+        let topology = &self.topology;
+        let is_rekeyed = topology.source.keyed_by == KeyedBy::Nothing;
+        let mut counts = Counts::default();
+        reading::read(topology, &output.topic, &output.ranges, self.progress, |record| {
+            counts.records += 1;
+            let mut headers = Vec::new();
+            read_headers(record, &mut headers);
+            if is_rekeyed && rekeyed::is_of_gone(topology, &self.cut, &output.topic, &headers) {
+                counts.before_head += 1;
+                return Ok(());
+            }
+            let timestamp_ms = reading::timestamp_ms(record);
+            let digests = Digests::of(record.key(), record.payload(), timestamp_ms, headers.iter().copied());
+            let Digests { ticket, identity, digest } = digests;
+            spool.push(Row {
+                topic,
+                partition: record.partition(),
+                ticket,
+                input: 0,
+                run: 0,
+                offset: record.offset(),
+                position: 0,
+                identity,
+                digest,
+                proof: Proof::Required,
+            })
+        })?;
+        Ok(counts)
+    }
 }
 
 /// A record as it is, for the report.

@@ -18,12 +18,14 @@ mod expected;
 mod found;
 mod head;
 mod reading;
+mod rekeyed;
 mod report;
 mod rows;
 mod runs;
 mod state;
 mod work;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -40,8 +42,9 @@ pub use runs::{Replays, Run};
 pub use state::{StateFinding, StateReport};
 use work::Work;
 
+use crate::stage::Stage;
 use crate::store::StateDirectory;
-use crate::topology::Topology;
+use crate::topology::{KeyedBy, Topology};
 
 /// How an audit goes.
 #[derive(Debug, Clone)]
@@ -124,11 +127,22 @@ impl Audit<'_> {
             let expired = output.ranges.iter().filter(|range| range.from > 0);
             expired.map(move |range| (topic, range.partition))
         });
-        Circumstances { cut_inputs: work.cut_inputs.keys().copied().collect(), expired: expired.collect() }
+        let mut cut_inputs: HashSet<i32> = work.cut_inputs.keys().copied().collect();
+        if !cut_inputs.is_empty() && self.topology.source.keyed_by == KeyedBy::Nothing {
+            // A dead letter goes to its raw record's partition, whichever its ticket's is.
+            cut_inputs.extend(0..self.cut.partitions);
+        }
+        Circumstances { cut_inputs, expired: expired.collect() }
     }
 
     fn note(&self, comparison: &Comparison, work: &Work, notes: &mut Vec<String>) {
-        let source = &self.topology.source.topic;
+        let source = self.topology.input_topic();
+        for input in self.cut.inputs.iter().filter(|input| input.stage == Stage::Rekey && input.low > 0) {
+            notes.push(format!(
+                "{} [{}] begins at offset {}: what was re-keyed from before is taken as it is",
+                self.topology.source.topic, input.partition, input.low
+            ));
+        }
         for (partition, low) in &work.cut_inputs {
             notes.push(format!(
                 "{source} [{partition}] begins at offset {low}: what was before is gone, so that only what tickets \
@@ -142,7 +156,7 @@ impl Audit<'_> {
         };
         count(comparison.unprovable, "expected records cannot be proven: their ticket's past is gone");
         count(
-            comparison.before_head,
+            comparison.before_head + work.before_head,
             "output records come from before the raw topic's first record, or depend on it",
         );
         count(comparison.expired, "expected records are gone from outputs whose head retention has taken");

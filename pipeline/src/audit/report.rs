@@ -25,8 +25,8 @@ pub struct Line {
     pub offset: Option<i64>,
     /// Its event id; a dead letter may have none.
     pub event_id: Option<String>,
-    /// Partition and offset of the raw record that it comes from, where that is known.
-    pub source: Option<(i32, i64)>,
+    /// The raw record that it comes from, where that is known, in words.
+    pub source: Option<String>,
     /// Why it is a fault.
     pub reason: String,
 }
@@ -38,8 +38,8 @@ impl fmt::Display for Line {
             write!(f, " offset {offset}")?;
         }
         write!(f, ", event {}", self.event_id.as_deref().unwrap_or("without an id"))?;
-        if let Some((partition, offset)) = self.source {
-            write!(f, " (of raw partition {partition} offset {offset})")?;
+        if let Some(source) = &self.source {
+            write!(f, " (of {source})")?;
         }
         write!(f, ": {}", self.reason)
     }

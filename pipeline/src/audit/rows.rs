@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::record::Header;
+use crate::rekey;
 
 /// So many rows are sorted in memory: about 40 MiB.
 const BUFFER_ROWS_MAX: usize = 500_000;
@@ -95,8 +96,9 @@ impl Digests {
             put(&mut hasher, value);
             match name {
                 b"event_id" if event_id.is_none() => event_id = value,
-                ERROR_PARTITION => source[0] = value,
-                ERROR_OFFSET => source[1] = value,
+                // Of a re-keyed record they stand behind its own, whatever those are called.
+                ERROR_PARTITION | rekey::PARTITION => source[0] = value,
+                ERROR_OFFSET | rekey::OFFSET => source[1] = value,
                 _ => {}
             }
         }

@@ -12,13 +12,15 @@ use super::cut::{Input, Output};
 use super::expected::{Emitted, Recomputation};
 use super::head::Changelog;
 use super::reading::Range;
+use super::rekeyed::Rekeying;
 use super::rows::{Digests, Proof, Row, Spool};
 use super::runs::{Replays, Run};
 use super::state::{StateReport, States};
-use super::{Audit, found, head, reading};
+use super::{Audit, head, reading};
 use crate::commit_record::IdsRecord;
+use crate::stage::Stage;
 use crate::store::Store;
-use crate::topology::Topology;
+use crate::topology::{KeyedBy, Topology};
 
 /// What the reading came to.
 #[derive(Debug, Default)]
@@ -30,6 +32,8 @@ pub(super) struct Work {
     pub(super) raw_records: u64,
     /// Output records, by topic.
     pub(super) found_records: HashMap<u16, u64>,
+    /// Of those, what was re-keyed of raw records that are gone.
+    pub(super) before_head: u64,
     /// Input partitions whose head is gone, with where they begin.
     pub(super) cut_inputs: BTreeMap<i32, i64>,
     pub(super) state: StateReport,
@@ -66,6 +70,7 @@ impl Audit<'_> {
             all.found.extend(part.found);
             all.raw_records += part.raw_records;
             all.found_records.extend(part.found_records);
+            all.before_head += part.before_head;
             all.cut_inputs.extend(part.cut_inputs);
             all.state.add(part.state);
         }
@@ -79,11 +84,14 @@ impl Audit<'_> {
         let next = || jobs.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         while let Some(job) = next() {
             let done = match job {
-                Job::Input(input) => self.input(input, &mut expected, &mut work),
-                Job::Output(topic, output) => {
-                    let records = found::spool(&self.topology, topic, output, self.progress, &mut found);
-                    records.map(|records| _ = work.found_records.insert(topic, records))
-                }
+                Job::Input(input) => match input.stage {
+                    Stage::Tickets => self.input(input, &mut expected, &mut work),
+                    Stage::Rekey => self.raw_input(input, &mut expected, &mut work),
+                },
+                Job::Output(topic, output) => self.spool(topic, output, &mut found).map(|counts| {
+                    work.found_records.insert(topic, counts.records);
+                    work.before_head += counts.before_head;
+                }),
             };
             if done.is_err() {
                 // The others have nothing more to do for.
@@ -114,11 +122,29 @@ impl Audit<'_> {
         );
         let recomputed =
             recomputed.with_context(|| format!("recompute input partition {}", input.partition))?;
-        work.raw_records += recomputed.records;
+        if self.topology.source.keyed_by == KeyedBy::TicketUid {
+            work.raw_records += recomputed.records;
+        }
         if recomputed.head.is_some() {
             work.cut_inputs.insert(input.partition, input.low);
         }
         changelog.map_or(Ok(()), |changelog| changelog.store.wipe().map(drop))
+    }
+
+    /// A raw partition that is re-keyed.
+    fn raw_input(&self, input: &Input, spool: &mut Spool, work: &mut Work) -> Result<()> {
+        let runs = Replays::default().runs(input.low, input.committed);
+        let topics = Topics::new(&self.topology, &self.cut.outputs);
+        let records = self
+            .rekeying(input)
+            .run(until(input, &runs), |emitted| topics.spool(emitted, input, &runs, spool))
+            .with_context(|| format!("re-key raw partition {} again", input.partition))?;
+        work.raw_records += records;
+        Ok(())
+    }
+
+    pub(super) fn rekeying<'r>(&'r self, input: &'r Input) -> Rekeying<'r> {
+        Rekeying { topology: &self.topology, cut: &self.cut, input, progress: self.progress }
     }
 
     /// What the ids log tells of replays, as far as it reaches back.
@@ -144,7 +170,7 @@ impl Audit<'_> {
             topology: &self.topology,
             scratch: &self.scratch,
             input,
-            partitions: i32::try_from(self.cut.inputs.len()).unwrap_or(i32::MAX),
+            partitions: self.cut.partitions,
             changelog,
             progress: self.progress,
         }
@@ -196,7 +222,7 @@ impl<'a> Topics<'a> {
             topic,
             partition: record.partition,
             ticket,
-            input: raw.partition,
+            input: input.number(),
             run: 0,
             offset: raw.offset,
             position: *position,

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 
+use ticket_pipeline::stage::Stage;
 use ticket_pipeline::topology::{
     KeyedBy, NativeSpecifics, Ordering, Rule, RuleEvents, Topology, written_duration, written_size,
 };
@@ -54,6 +55,9 @@ fn summary(topology: &Topology) -> Result<String> {
         KeyedBy::Nothing => "nothing",
     };
     writeln!(text, "group     {group}")?;
+    if source.keyed_by == KeyedBy::Nothing {
+        writeln!(text, "          {} re-keys {}", Stage::Rekey.group(topology), source.topic)?;
+    }
     writeln!(text, "source    {}, keyed by {keyed_by}", source.topic)?;
     writeln!(text, "          {} partitions where it does not exist yet", source.partitions)?;
     let (late, dead_letter) = (&topology.late_topic, &topology.dead_letter_topic);

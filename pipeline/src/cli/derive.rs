@@ -10,10 +10,11 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use ticket_pipeline::envelope;
 use ticket_pipeline::lines::{self, RawLine};
-use ticket_pipeline::record::Outbox;
+use ticket_pipeline::record::{Destination, Header, Outbox, OutgoingRecord, RawRecord};
+use ticket_pipeline::rekey::Rekey;
 use ticket_pipeline::store::Store;
 use ticket_pipeline::task::Task;
-use ticket_pipeline::topology::Topology;
+use ticket_pipeline::topology::{KeyedBy, Topology};
 
 /// The exit code for a line that is not of the form.
 const USAGE_ERROR: u8 = 2;
@@ -34,7 +35,7 @@ pub(crate) struct Arguments {}
 pub(crate) fn run(topology: &Path, _arguments: &Arguments) -> Result<ExitCode> {
     let topology = Arc::new(Topology::load(topology)?);
     let mut output = BufWriter::new(io::stdout().lock());
-    let mut playground = Playground { topology, tasks: HashMap::new(), out: Outbox::default() };
+    let mut playground = Playground::new(topology);
     for (index, line) in io::stdin().lock().split(b'\n').enumerate() {
         let line = line.context("read stdin")?;
         let line = match raw_line(&line, index, playground.topology.source.partitions) {
@@ -59,21 +60,59 @@ pub(crate) fn run(topology: &Path, _arguments: &Arguments) -> Result<ExitCode> {
 /// The real tasks, over stores without a disk.
 struct Playground {
     topology: Arc<Topology>,
+    /// How many records each partition of the internal topic holds.
+    rekeyed: HashMap<i32, i64>,
     tasks: HashMap<i32, Task>,
     out: Outbox,
 }
 
 impl Playground {
+    fn new(topology: Arc<Topology>) -> Playground {
+        Playground { topology, rekeyed: HashMap::new(), tasks: HashMap::new(), out: Outbox::default() }
+    }
+
     fn process(&mut self, line: &RawLine, output: &mut impl Write) -> Result<()> {
-        let task = self.tasks.entry(line.partition).or_insert_with(|| {
-            Task::new(self.topology.clone(), self.topology.source.partitions, Store::in_memory(), i64::MIN)
-        });
-        line.with_record(|record| task.process(record, &mut self.out))?;
-        for record in self.out.records() {
-            let topic = record.destination.topic(&self.topology);
-            writeln!(output, "{}", lines::outgoing_line(topic, &record))?;
+        match self.topology.source.keyed_by {
+            KeyedBy::TicketUid => line.with_record(|record| self.derive(record, output)),
+            KeyedBy::Nothing => line.with_record(|record| self.rekey(record, output)),
+        }
+    }
+
+    fn rekey(&mut self, record: &RawRecord<'_>, output: &mut impl Write) -> Result<()> {
+        let mut out = Outbox::default();
+        Rekey::new(Arc::clone(&self.topology), self.topology.source.partitions).process(record, &mut out);
+        for record in out.records() {
+            if record.destination != Destination::Rekeyed {
+                self.write(&record, output)?;
+                continue;
+            }
+            let next = self.rekeyed.entry(record.partition).or_default();
+            let headers: Vec<Header<'_>> = record.headers().collect();
+            let rekeyed = RawRecord {
+                partition: record.partition,
+                offset: *next,
+                timestamp_ms: record.timestamp_ms,
+                key: record.key,
+                value: record.value,
+                headers: &headers,
+            };
+            *next += 1;
+            self.derive(&rekeyed, output)?;
         }
         Ok(())
+    }
+
+    fn derive(&mut self, record: &RawRecord<'_>, output: &mut impl Write) -> Result<()> {
+        let task = self.tasks.entry(record.partition).or_insert_with(|| {
+            Task::new(self.topology.clone(), self.topology.source.partitions, Store::in_memory(), i64::MIN)
+        });
+        task.process(record, &mut self.out)?;
+        self.out.records().try_for_each(|record| self.write(&record, output))
+    }
+
+    fn write(&self, record: &OutgoingRecord<'_>, output: &mut impl Write) -> Result<()> {
+        let topic = record.destination.topic(&self.topology);
+        Ok(writeln!(output, "{}", lines::outgoing_line(topic, record))?)
     }
 }
 

@@ -4,10 +4,10 @@ use std::io::{IsTerminal, stderr};
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use ticket_pipeline::pipeline::{self, Options};
-use ticket_pipeline::topology::{KeyedBy, Topology};
+use ticket_pipeline::topology::Topology;
 use tracing_subscriber::EnvFilter;
 
 /// The arguments of `run`.
@@ -31,10 +31,6 @@ pub(crate) struct Arguments {
 /// Runs `run`.
 pub(crate) fn run(topology: &Path, arguments: &Arguments) -> Result<ExitCode> {
     let topology = Topology::load(topology)?;
-    ensure!(
-        topology.source.keyed_by == KeyedBy::TicketUid,
-        "`source.keyed_by: nothing` is not built yet: key the raw topic by ticket uid and say `keyed_by: ticket_uid`"
-    );
     let on_terminal = stderr().is_terminal();
     let filter = EnvFilter::builder()
         .with_default_directive(tracing::Level::INFO.into())

@@ -1,5 +1,6 @@
 //! Knows when everything that was in the raw topic at the start is committed,
-//! by this process or by others of the group.
+//! by this process or by others of the group; where it is re-keyed first, also
+//! what has become of it in the internal topic.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::Every;
 use crate::clients::{self, Logs};
+use crate::stage::Stage;
 use crate::topics;
 use crate::topology::Topology;
 
@@ -24,10 +26,21 @@ const TAIL_MIN: i64 = 8;
 
 pub(super) struct CaughtUp {
     topology: Arc<Topology>,
+    partitions: i32,
+    stages: &'static [Stage],
+    /// The first of the stages that are left.
+    waiting: Option<Waiting>,
+    look: Every,
+}
+
+/// A stage that is behind.
+struct Waiting {
+    stage: Stage,
     observer: BaseConsumer<Logs>,
+    /// Where its topic ended: open transactions there must be decided first.
+    undecided: Vec<(i32, i64)>,
     /// Partitions that are still behind, with the position that they must reach.
     targets: Vec<(i32, i64)>,
-    look: Every,
 }
 
 impl CaughtUp {
@@ -36,15 +49,41 @@ impl CaughtUp {
     /// # Errors
     /// Where that cannot be known.
     pub(super) fn begin(topology: &Arc<Topology>, partitions: i32) -> Result<CaughtUp> {
-        let observer = clients::observer(topology).create_with_context(Logs).context("create a client")?;
-        let mut targets = Vec::new();
-        for partition in 0..partitions {
-            if let Some(position) = end_of_records(topology, partition)? {
-                targets.push((partition, position));
+        let mut caught_up = CaughtUp {
+            topology: Arc::clone(topology),
+            partitions,
+            stages: Stage::all(topology),
+            waiting: None,
+            look: Every::new(LOOK),
+        };
+        caught_up.begin_stage()?;
+        Ok(caught_up)
+    }
+
+    /// The next stage's topic is to be read up to where it ends now.
+    fn begin_stage(&mut self) -> Result<()> {
+        self.waiting = None;
+        let Some((stage, rest)) = self.stages.split_first() else { return Ok(()) };
+        let (stage, topology) = (*stage, &self.topology);
+        let observer: BaseConsumer<Logs> =
+            clients::observer_of(topology, stage).create_with_context(Logs).context("create a client")?;
+        let topic = stage.topic(topology);
+        let mut waiting = Waiting { stage, observer, undecided: Vec::new(), targets: Vec::new() };
+        for partition in 0..self.partitions {
+            if topic == topology.source.topic {
+                // Others may have transactions open in it: what is not committed there is not there.
+                waiting
+                    .targets
+                    .extend(Some(partition).zip(end_of_records(topology, topic, partition, None)?));
+            } else {
+                let (_, end) = topics::bounds(&waiting.observer, topic, partition)?;
+                waiting.undecided.push((partition, end));
             }
         }
-        tracing::info!(?targets, "running until caught up");
-        Ok(CaughtUp { topology: Arc::clone(topology), observer, targets, look: Every::new(LOOK) })
+        tracing::info!(topic, targets = ?waiting.targets, "running until caught up");
+        self.waiting = Some(waiting);
+        self.stages = rest;
+        Ok(())
     }
 
     /// Looks, every so often; `true` when nothing is behind any more.
@@ -52,34 +91,65 @@ impl CaughtUp {
         if !self.look.is_due() {
             return false;
         }
-        let topic = &self.topology.source.topic;
+        // Where Kafka does not answer, the workers say so; the next look may succeed.
+        if self.waiting.as_mut().is_none_or(|waiting| waiting.look(&self.topology).unwrap_or(false)) {
+            return self.begin_stage().is_ok() && self.waiting.is_none();
+        }
+        false
+    }
+}
+
+impl Waiting {
+    /// `true` when its stage is not behind any more.
+    fn look(&mut self, topology: &Topology) -> Result<bool> {
+        let topic = self.stage.topic(topology);
+        if !self.undecided.is_empty() {
+            let reader: BaseConsumer<Logs> =
+                clients::log_reader(topology).create_with_context(Logs).context("create a client")?;
+            for (partition, end) in &self.undecided {
+                if topics::bounds(&reader, topic, *partition)?.1 < *end {
+                    return Ok(false);
+                }
+            }
+            let mut targets = Vec::new();
+            for (partition, end) in &self.undecided {
+                let target = end_of_records(topology, topic, *partition, Some(*end))?;
+                targets.extend(Some(*partition).zip(target));
+            }
+            (self.targets, self.undecided) = (targets, Vec::new());
+        }
         let mut list = TopicPartitionList::new();
         for (partition, _) in &self.targets {
             list.add_partition(topic, *partition);
         }
         if list.count() == 0 {
-            return true;
+            return Ok(true);
         }
-        // Where Kafka does not answer, the workers say so; the next look may succeed.
-        let Ok(committed) = self.observer.committed_offsets(list, QUERY_TIMEOUT) else { return false };
+        let committed = self.observer.committed_offsets(list, QUERY_TIMEOUT)?;
         self.targets.retain(|(partition, target)| {
             let found = committed.find_partition(topic, *partition).map(|found| found.offset());
             !matches!(found, Some(Offset::Offset(position)) if position >= *target)
         });
-        self.targets.is_empty()
+        Ok(self.targets.is_empty())
     }
 }
 
-/// The position behind the last record; `None` where there is none. The log's
-/// end may lie further on: the markers of transactions take offsets too.
-fn end_of_records(topology: &Topology, partition: i32) -> Result<Option<i64>> {
-    let topic = &topology.source.topic;
+/// The position behind the last record, before an end where one is given; `None`
+/// where there is none. The log's end may lie further on: the markers of
+/// transactions take offsets too.
+fn end_of_records(
+    topology: &Topology,
+    topic: &str,
+    partition: i32,
+    before: Option<i64>,
+) -> Result<Option<i64>> {
     let mut tail = TAIL_MIN;
     loop {
         // A client for each look, so that the end of a partition told to an earlier one is not taken for this one's.
         let client: BaseConsumer<Logs> =
             clients::log_reader(topology).create_with_context(Logs).context("create a client")?;
         let (low, end) = topics::bounds(&client, topic, partition)?;
+        let end = before.map_or(end, |before| before.min(end));
         let from = low.max(end - tail);
         if from >= end {
             return Ok(None);

@@ -18,6 +18,7 @@ use anyhow::{Context, Result, anyhow};
 
 use crate::clients::Member;
 use crate::restore::Setup;
+use crate::stage::Stage;
 use crate::store::{StateDirectory, StoreSettings};
 use crate::topics;
 use crate::topology::Topology;
@@ -61,19 +62,25 @@ pub fn run(topology: Topology, options: Options) -> Result<()> {
         tracing::warn!(warning, "the topics differ from what they should be");
     }
     let mut housekeeping = Housekeeping::connect(&topology, checked.partitions)?;
-    let mut owners = Owners::connect(&topology, checked.partitions)?;
     let delete_retention_ms = housekeeping.delete_retention_ms()?;
-    let setup = Arc::new(Setup {
-        topology: Arc::clone(&topology),
-        state,
-        partitions: checked.partitions,
-        delete_retention_ms,
+    let state = Arc::new(state);
+    let setups = Stage::all(&topology).iter().map(|stage| {
+        Arc::new(Setup {
+            topology: Arc::clone(&topology),
+            stage: *stage,
+            state: Arc::clone(&state),
+            partitions: checked.partitions,
+            delete_retention_ms,
+        })
     });
+    let setups: Vec<Arc<Setup>> = setups.collect();
+    let owners = setups.iter().map(|setup| Owners::connect(setup));
+    let mut owners: Vec<Owners> = owners.collect::<Result<_>>()?;
     let mut caught_up =
         if options.until_caught_up { Some(CaughtUp::begin(&topology, checked.partitions)?) } else { None };
     let mut progress = Progress::begin(&topology, options.on_terminal)?;
 
-    let mut workers = spawn_workers(&setup, &instance, &orders)?;
+    let mut workers = spawn_workers(&setups, &instance, &orders)?;
     let mut outcome = Ok(());
     while !workers.is_empty() {
         std::thread::sleep(TICK);
@@ -94,8 +101,8 @@ pub fn run(topology: Topology, options: Options) -> Result<()> {
             outcome = outcome.and(Err(error));
             orders.stop.store(true, Ordering::Relaxed);
         }
-        if owners.tick() {
-            orders.rejoin.store(true, Ordering::Relaxed);
+        for stage in owners.iter_mut().filter_map(Owners::tick) {
+            orders.rejoin(stage).store(true, Ordering::Relaxed);
         }
         if caught_up.as_mut().is_some_and(CaughtUp::tick) {
             tracing::info!("caught up");
@@ -106,23 +113,41 @@ pub fn run(topology: Topology, options: Options) -> Result<()> {
     outcome
 }
 
-fn spawn_workers(setup: &Arc<Setup>, instance: &str, orders: &Arc<Orders>) -> Result<Vec<Running>> {
+/// The workers of all stages: as many in each.
+fn spawn_workers(setups: &[Arc<Setup>], instance: &str, orders: &Arc<Orders>) -> Result<Vec<Running>> {
+    let mut all = Vec::new();
+    for setup in setups {
+        all.extend(spawn_stage(setup, setups.len(), instance, orders)?);
+    }
+    Ok(all)
+}
+
+fn spawn_stage(
+    setup: &Arc<Setup>,
+    stages: usize,
+    instance: &str,
+    orders: &Arc<Orders>,
+) -> Result<Vec<Running>> {
     let topology = &setup.topology;
     let partitions = usize::try_from(setup.partitions).unwrap_or(1);
+    let group = setup.stage.group(topology);
     let wanted = topology
         .runtime
         .workers
         .or_else(|| std::thread::available_parallelism().ok().map(std::num::NonZero::get))
         .unwrap_or(1);
     let workers = wanted.clamp(1, partitions.max(1));
-    tracing::info!(group = topology.group, instance, workers, partitions, "starting");
+    tracing::info!(group, instance, workers, partitions, "starting");
     (0..workers)
         .map(|slot| {
-            let member = Member::new(topology, instance, slot, workers);
+            let member = Member::new(topology, setup.stage, instance, slot, stages * workers);
             let published = Arc::new(Published::default());
             let worker = Worker::new(Arc::clone(setup), member, Arc::clone(&published), Arc::clone(orders));
             let thread = std::thread::Builder::new()
-                .name(format!("worker-{slot}"))
+                .name(match setup.stage {
+                    Stage::Rekey => format!("rekey-{slot}"),
+                    Stage::Tickets => format!("worker-{slot}"),
+                })
                 .spawn(move || worker.run())
                 .context("start a worker")?;
             Ok(Running { slot, thread, published })
@@ -137,7 +162,7 @@ fn status(published: &Published) -> Arc<Status> {
 fn store_settings(topology: &Topology) -> StoreSettings {
     StoreSettings {
         group: topology.group.clone(),
-        topic: topology.source.topic.clone(),
+        topic: topology.input_topic().to_owned(),
         flush_records_max: topology.state.flush_records_max,
         flush_interval_ms: topology.state.flush_interval_ms,
         dedupe_window_ms: topology.policies.dedupe_window_ms,

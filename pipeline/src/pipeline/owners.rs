@@ -8,7 +8,6 @@
 //! Any member that leaves and joins again brings it about.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -16,7 +15,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::Every;
 use crate::clients::{self, Logs};
-use crate::topology::Topology;
+use crate::restore::Setup;
+use crate::stage::Stage;
 
 /// Two looks in a row must see the same: between the rounds all is well for a moment, too.
 const LOOK: Duration = Duration::from_secs(5);
@@ -26,7 +26,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const STABLE: &str = "Stable";
 
 pub(super) struct Owners {
-    topology: Arc<Topology>,
+    stage: Stage,
+    group: String,
+    topic: String,
     observer: BaseConsumer<Logs>,
     partitions: i32,
     /// What had no owner at the last look.
@@ -39,41 +41,44 @@ impl Owners {
     ///
     /// # Errors
     /// Where a client cannot be made.
-    pub(super) fn connect(topology: &Arc<Topology>, partitions: i32) -> Result<Owners> {
+    pub(super) fn connect(setup: &Setup) -> Result<Owners> {
+        let Setup { topology, stage, .. } = setup;
         Ok(Owners {
-            topology: Arc::clone(topology),
+            stage: *stage,
+            group: stage.group(topology),
+            topic: stage.topic(topology).to_owned(),
             observer: clients::observer(topology).create_with_context(Logs).context("create a client")?,
-            partitions,
+            partitions: setup.partitions,
             ownerless: BTreeSet::new(),
             look: Every::new(LOOK),
         })
     }
 
-    /// Looks, every so often; `true` when a member should leave and join again.
-    pub(super) fn tick(&mut self) -> bool {
+    /// Looks, every so often; the stage of which a member should leave and join again.
+    pub(super) fn tick(&mut self) -> Option<Stage> {
         if !self.look.is_due() {
-            return false;
+            return None;
         }
         // A broker that does not answer is the workers' to wait for.
         let now = self.ownerless().unwrap_or_default();
         let are_left = now.intersection(&self.ownerless).next().is_some();
         if are_left {
-            tracing::warn!(partitions = ?now, "partitions have no owner: joining the group again");
+            tracing::warn!(topic = self.topic, partitions = ?now, "partitions have no owner: joining the group again");
         }
         self.ownerless = if are_left { BTreeSet::new() } else { now };
-        are_left
+        are_left.then_some(self.stage)
     }
 
     /// What no member of a stable group is assigned; `None` where the group is not stable, or not known.
     fn ownerless(&self) -> Option<BTreeSet<i32>> {
-        let list = self.observer.fetch_group_list(Some(&self.topology.group), ANSWER_TIMEOUT).ok()?;
-        let group = list.groups().iter().find(|group| group.name() == self.topology.group)?;
+        let list = self.observer.fetch_group_list(Some(&self.group), ANSWER_TIMEOUT).ok()?;
+        let group = list.groups().iter().find(|group| group.name() == self.group)?;
         if group.state() != STABLE || group.members().is_empty() {
             return None;
         }
         let mut ownerless: BTreeSet<i32> = (0..self.partitions).collect();
         for member in group.members() {
-            for partition in assigned(member.assignment()?, &self.topology.source.topic)? {
+            for partition in assigned(member.assignment()?, &self.topic)? {
                 ownerless.remove(&partition);
             }
         }

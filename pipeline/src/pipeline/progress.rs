@@ -18,7 +18,6 @@ const IN_LOG: Duration = Duration::from_secs(10);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(super) struct Progress {
-    topology: Arc<Topology>,
     observer: BaseConsumer<Logs>,
     on_terminal: bool,
     due: Every,
@@ -37,8 +36,10 @@ struct Totals {
     dead_letters: u64,
     late: u64,
     truncated: u64,
+    rekeyed: u64,
     commits: u64,
-    positions: HashMap<i32, i64>,
+    /// By topic and partition.
+    positions: HashMap<(String, i32), i64>,
     restore_records_left: i64,
 }
 
@@ -51,10 +52,12 @@ impl Totals {
         self.dead_letters += status.dead_letters;
         self.late += status.late;
         self.truncated += status.truncated;
+        self.rekeyed += status.rekeyed;
         self.commits += status.commits;
         self.restore_records_left += status.restore_records_left;
+        let place = |partition: i32| (status.topic.clone(), partition);
         self.positions
-            .extend(status.positions.iter().filter_map(|(partition, at)| Some((*partition, (*at)?))));
+            .extend(status.positions.iter().filter_map(|(partition, at)| Some((place(*partition), (*at)?))));
     }
 }
 
@@ -63,9 +66,8 @@ impl Progress {
     ///
     /// # Errors
     /// Where a client cannot be made.
-    pub(super) fn begin(topology: &Arc<Topology>, on_terminal: bool) -> Result<Progress> {
+    pub(super) fn begin(topology: &Topology, on_terminal: bool) -> Result<Progress> {
         Ok(Progress {
-            topology: Arc::clone(topology),
             observer: clients::observer(topology).create_with_context(Logs).context("create a client")?,
             on_terminal,
             due: Every::new(if on_terminal { ON_TERMINAL } else { IN_LOG }),
@@ -108,7 +110,8 @@ impl Progress {
         let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
         let records_per_second = rate(self.now.records, before.records).round();
         let commits_per_second = (rate(self.now.commits, before.commits) * 10.0).round() / 10.0;
-        let Totals { records, events, duplicates, dropped, dead_letters, late, truncated, .. } = self.now;
+        let Totals { records, events, rekeyed, duplicates, dropped, dead_letters, late, truncated, .. } =
+            self.now;
         let restore_records_left = self.now.restore_records_left;
         if self.on_terminal {
             let restoring = match restore_records_left {
@@ -130,6 +133,7 @@ impl Progress {
                 lag,
                 records_per_second,
                 commits_per_second,
+                rekeyed,
                 duplicates,
                 dropped,
                 dead_letters,
@@ -145,8 +149,7 @@ impl Progress {
     /// End position less position, over this process's running partitions.
     fn lag(&self) -> Option<i64> {
         let mut lag = 0;
-        for (partition, position) in &self.now.positions {
-            let topic = &self.topology.source.topic;
+        for ((topic, partition), position) in &self.now.positions {
             let (_, end) = self.observer.fetch_watermarks(topic, *partition, ANSWER_TIMEOUT).ok()?;
             lag += (end - position).max(0);
         }

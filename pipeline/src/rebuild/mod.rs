@@ -280,6 +280,7 @@ impl Rebuild {
             ends: self.ends,
             stream_time_ms,
             replay: None,
+            is_foreign: false,
         }
     }
 

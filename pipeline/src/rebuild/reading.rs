@@ -13,7 +13,8 @@ use crate::clients::{self, Logs};
 use crate::commit_record::IdsRecord;
 use crate::record::RawRecord;
 use crate::restore::{Setup, create, is_passing, watermarks};
-use crate::transaction::Trouble;
+use crate::topology::KeyedBy;
+use crate::transaction::{Trouble, read_headers};
 
 /// One step takes about so long.
 const STEP_TIME_MAX: Duration = Duration::from_millis(100);
@@ -58,6 +59,8 @@ fn poll(client: &Client, wait: Duration) -> Result<Polled<'_>, Trouble> {
 pub(super) struct RawReader {
     client: Client,
     position: i64,
+    /// Mostly they go out, and nothing goes out. Re-keyed records say in them where they come from.
+    reads_headers: bool,
 }
 
 impl std::fmt::Debug for RawReader {
@@ -68,8 +71,9 @@ impl std::fmt::Debug for RawReader {
 
 impl RawReader {
     pub(super) fn open(setup: &Setup, partition: i32, position: i64) -> Result<RawReader, Trouble> {
-        let client = open(setup, &setup.topology.source.topic, partition, position)?;
-        Ok(RawReader { client, position })
+        let client = open(setup, setup.topology.input_topic(), partition, position)?;
+        let reads_headers = setup.topology.source.keyed_by == KeyedBy::Nothing;
+        Ok(RawReader { client, position, reads_headers })
     }
 
     /// Hands some records before `end` to `take`, for as long as it says that
@@ -81,6 +85,7 @@ impl RawReader {
     ) -> Result<i64, Trouble> {
         let until = Instant::now() + STEP_TIME_MAX;
         let mut looks = 0u32;
+        let reads_headers = self.reads_headers;
         while self.position < end {
             looks += 1;
             let wait = if looks % RECORDS_PER_LOOK == 1 {
@@ -99,14 +104,17 @@ impl RawReader {
                 Polled::Record(record) if record.offset() >= end => self.position = end,
                 Polled::Record(record) => {
                     self.position = record.offset() + 1;
+                    let mut headers = Vec::new();
+                    if reads_headers {
+                        read_headers(&record, &mut headers);
+                    }
                     let raw = RawRecord {
                         partition: record.partition(),
                         offset: record.offset(),
                         timestamp_ms: record.timestamp().to_millis().unwrap_or(-1),
                         key: record.key(),
                         value: record.payload(),
-                        // They go out, and nothing goes out.
-                        headers: &[],
+                        headers: &headers,
                     };
                     let more = take(&raw).with_context(|| format!("recompute offset {}", raw.offset))?;
                     if !more {

@@ -44,7 +44,7 @@ use crate::entry;
 use crate::record::{Outbox, RawRecord};
 use crate::store::{EventHash, Seen, Store};
 use crate::task::Task;
-use crate::topology::{KeyedBy, Topology};
+use crate::topology::Topology;
 
 /// One step reads so many entries, which may be large.
 const ENTRIES_STEP: usize = 500;
@@ -72,7 +72,6 @@ pub struct Counts {
 /// A state on its way back to an earlier position.
 #[derive(Debug)]
 pub struct Recompute {
-    topology: Arc<Topology>,
     task: Task,
     to: i64,
     /// No entry is half recomputed: one that is there is as it was.
@@ -104,7 +103,6 @@ impl Recompute {
         let stream_time_ms = store.positions().map_or(i64::MIN, |at| at.stream_time_ms);
         let window_from_ms = stream_time_ms.saturating_sub(topology.policies.dedupe_window_ms);
         Recompute {
-            topology: Arc::clone(topology),
             // Stream time begins with the records that are read.
             task: Task::new(Arc::clone(topology), partitions, store, i64::MIN),
             to,
@@ -172,8 +170,8 @@ impl Recompute {
     /// Where the store cannot be read.
     pub fn take(&mut self, record: &RawRecord<'_>) -> Result<()> {
         self.counts.records += 1;
-        let key = record.key.filter(|_| self.topology.source.keyed_by == KeyedBy::TicketUid);
-        if let Some(uid) = key
+        // A re-keyed record's key is its ticket's too.
+        if let Some(uid) = record.key
             && record.offset <= self.skip_until(uid)?
         {
             self.task.pass(record.timestamp_ms);
@@ -189,7 +187,7 @@ impl Recompute {
             return Ok(());
         };
         let uid = uid.into_owned();
-        if key.is_none() && record.offset <= self.skip_until(uid.as_bytes())? {
+        if record.key.is_none() && record.offset <= self.skip_until(uid.as_bytes())? {
             self.task.pass(record.timestamp_ms);
             return self.note(id, record);
         }

@@ -9,6 +9,7 @@
 
 mod plan;
 mod reader;
+mod rekeying;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,6 +19,7 @@ use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 
 use crate::clients;
 use crate::commit_record::Ends;
+use crate::crash::{self, Step};
 use crate::store::{Positions, Reset, StateDirectory, Store, Writes};
 use crate::topology::TRANSACTION_TIMEOUT_MS;
 use crate::topology::Topology;
@@ -25,6 +27,7 @@ use crate::transaction::Trouble;
 use plan::{Plan, Start};
 use reader::{Committed, Log, Reader, committed};
 pub(crate) use reader::{create, is_passing, watermarks};
+pub use rekeying::Resume;
 
 /// While a transaction holds offsets back, asking for them blocks; the worker
 /// has others to serve meanwhile. A slow broker is given more time by and by.
@@ -39,8 +42,10 @@ const HANGING_AFTER: Duration = Duration::from_millis(TRANSACTION_TIMEOUT_MS + 1
 pub struct Setup {
     /// The topology.
     pub topology: Arc<Topology>,
+    /// What they are for.
+    pub stage: crate::stage::Stage,
     /// Where the stores are.
-    pub state: StateDirectory,
+    pub state: Arc<StateDirectory>,
     /// How many partitions the raw topic has, and every other.
     pub partitions: i32,
     /// The changelog's `delete.retention.ms`.
@@ -86,6 +91,23 @@ struct Waiting {
     warned: bool,
 }
 
+impl Waiting {
+    /// `why` says what is waited for; past the time in which a broker ends a
+    /// transaction, it is said aloud.
+    fn note(&mut self, partition: i32, why: &str) {
+        self.attempts += 1;
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if !self.warned && since.elapsed() > HANGING_AFTER {
+            self.warned = true;
+            tracing::warn!(
+                partition,
+                why,
+                "still waiting to restore: is there a hanging transaction? (kafka-transactions.sh find-hanging)"
+            );
+        }
+    }
+}
+
 /// What a step came to.
 #[derive(Debug)]
 pub enum Progress {
@@ -110,6 +132,9 @@ pub struct Restored {
     pub stream_time_ms: i64,
     /// The state does not belong to that position yet: it is to be made anew.
     pub replay: Option<Replay>,
+    /// The group's offset is not this program's: Kafka has forgotten ours, or it
+    /// was set from outside. It is to be committed even if nothing new comes.
+    pub is_foreign: bool,
 }
 
 /// What a replay asks for, and what it finds.
@@ -172,20 +197,9 @@ impl Restore {
         Ok(Progress::Left(0))
     }
 
-    /// `why` says what is waited for; past the time in which a broker ends a
-    /// transaction, it is said aloud.
     fn wait(&mut self, stage: Stage, why: &str) -> Result<Progress, Trouble> {
         self.stage = stage;
-        self.waiting.attempts += 1;
-        let since = *self.waiting.since.get_or_insert_with(Instant::now);
-        if !self.waiting.warned && since.elapsed() > HANGING_AFTER {
-            self.waiting.warned = true;
-            tracing::warn!(
-                partition = self.partition,
-                why,
-                "still waiting to restore: is there a hanging transaction? (kafka-transactions.sh find-hanging)"
-            );
-        }
+        self.waiting.note(self.partition, why);
         Ok(Progress::Waiting)
     }
 
@@ -196,7 +210,7 @@ impl Restore {
         store: Store,
     ) -> Result<Progress, Trouble> {
         let timeout = COMMITTED_TIMEOUT_MIN * 2u32.saturating_pow(self.waiting.attempts.min(8));
-        let topic = &setup.topology.source.topic;
+        let topic = setup.topology.input_topic();
         match committed(consumer, topic, self.partition, timeout.min(COMMITTED_TIMEOUT_MAX)) {
             Ok(committed) => {
                 let targets = match committed.and_then(|committed| committed.ends) {
@@ -309,6 +323,7 @@ impl Restore {
         };
         if records > 0 || ended {
             course.store.write(writes, &positions, false)?;
+            crash::at(Step::Restore);
             course.store.flush_if_due(Instant::now())?;
         }
         let left = (targets.changelog - positions.changelog) + (targets.ids - positions.ids);
@@ -347,7 +362,9 @@ impl Restore {
             "restored"
         );
         let stream_time_ms = at.map_or(i64::MIN, |at| at.stream_time_ms);
-        Ok(Progress::Done(Box::new(Restored { store, position, ends, stream_time_ms, replay })))
+        let is_foreign = state.is_some() && committed.is_none_or(|committed| committed.ends.is_none());
+        let restored = Restored { store, position, ends, stream_time_ms, replay, is_foreign };
+        Ok(Progress::Done(Box::new(restored)))
     }
 
     /// Where the input goes on, and what has to be made anew before it does.
@@ -358,7 +375,7 @@ impl Restore {
         start: Start,
     ) -> Result<(i64, Option<Replay>), Trouble> {
         let partition = self.partition;
-        let topic = &setup.topology.source.topic;
+        let topic = setup.topology.input_topic();
         let (low, end) = watermarks(consumer, topic, partition)?;
         let (position, reset) = match start {
             Start::Beginning => return Ok((low, None)),

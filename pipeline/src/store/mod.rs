@@ -26,6 +26,8 @@ use disk::{Disk, IdleKey};
 pub use disk::{Positions, Reset, Writes};
 use overlay::Overlay;
 
+use crate::crash::{self, Step};
+
 /// A 128-bit digest of an event id.
 pub type EventHash = [u8; 16];
 
@@ -196,6 +198,7 @@ impl Store {
         for (id, seen) in self.recent.ids() {
             writes.id(&id, seen);
         }
+        crash::at(Step::Write);
         disk.write(writes, &positions, true).context("write to the store")?;
         self.written = std::mem::take(&mut self.recent);
         Ok(())
@@ -254,6 +257,7 @@ impl Store {
             return Ok(());
         }
         self.write_out()?;
+        crash::at(Step::StoreFlush);
         self.disk.as_mut().map_or(Ok(()), |disk| disk.flush(false))
     }
 

@@ -126,8 +126,8 @@ impl RawTopic {
 /// says, and the broker measures batches.
 pub(super) const KAFKA_RECORD_BYTES_MAX: i64 = 1_048_588;
 
-/// How much longer than the raw record a dead letter or a re-keyed record may
-/// be, for the headers that it gets.
+/// How much longer than the raw record a dead letter may be, for the headers
+/// that it gets; a re-keyed record has its ticket uid besides.
 const HEADROOM_BYTES: i64 = 65_536;
 
 /// Room for the largest commit record, of about 1 MiB, twice over.
@@ -150,7 +150,9 @@ pub fn wanted(topology: &Topology, raw: RawTopic) -> Vec<Wanted> {
     )];
     let dead_letter_bytes_max = raw.record_bytes_max.saturating_add(HEADROOM_BYTES);
     if topology.source.keyed_by == KeyedBy::Nothing {
-        let settings = deleting(raw.retention_ms, true, at_least(dead_letter_bytes_max));
+        // The ticket uid comes out of the value, and may be nearly as long.
+        let bytes = raw.record_bytes_max.saturating_add(dead_letter_bytes_max);
+        let settings = deleting(raw.retention_ms, true, at_least(bytes));
         all.push(topic(&topology.rekeyed_topic, Role::Rekeyed, settings));
     }
     let mut seen = HashSet::new();

@@ -311,6 +311,16 @@ impl Topology {
         self.event_type_indexes.get(name).copied()
     }
 
+    /// Where the records are that tickets' tasks read: the raw topic, or the one
+    /// that it is re-keyed into first. Offsets of state and of replays are its.
+    #[must_use]
+    pub fn input_topic(&self) -> &str {
+        match self.source.keyed_by {
+            KeyedBy::TicketUid => &self.source.topic,
+            KeyedBy::Nothing => &self.rekeyed_topic,
+        }
+    }
+
     /// The topics that records are emitted to, each once: those of all event
     /// types, then that of late copies, then the dead-letter topic.
     pub fn output_topics(&self) -> impl Iterator<Item = &str> {

@@ -17,7 +17,8 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use crate::commit_record::{Ends, IdsRecord};
 use crate::crash::{self, Step};
 use crate::record::{Destination, Header, OutgoingRecord};
-use crate::topology::{TRANSACTION_TIMEOUT_MS, Topology};
+use crate::stage::Stage;
+use crate::topology::{KeyedBy, TRANSACTION_TIMEOUT_MS, Topology};
 use deliveries::{Deliveries, Report};
 use native::{Client, Failure, Membership, Outgoing, OutgoingHeaders};
 use trouble::{is_permanent, remedy};
@@ -40,7 +41,7 @@ const RETRY_TIME_MAX: Duration = Duration::from_secs(60);
 pub struct Producer {
     client: Client,
     routes: Routes,
-    source_topic: String,
+    input_topic: String,
     sent: u64,
 }
 
@@ -51,6 +52,8 @@ struct Routes {
     dead_letter: usize,
     changelog: usize,
     ids: usize,
+    /// `None` where nothing is re-keyed: there is no such topic then.
+    rekeyed: Option<usize>,
 }
 
 /// A partition that the transaction moved.
@@ -83,11 +86,17 @@ impl std::fmt::Debug for Producer {
 }
 
 impl Producer {
-    /// Connects. Nothing of a predecessor's is decided yet: see [`Producer::fence`].
+    /// Connects, for a worker of a stage. Nothing of a predecessor's is decided
+    /// yet: see [`Producer::fence`].
     ///
     /// # Errors
     /// Where the configuration is refused.
-    pub fn connect(topology: &Topology, config: &ClientConfig, partitions: i32) -> Result<Producer, Trouble> {
+    pub fn connect(
+        topology: &Topology,
+        stage: Stage,
+        config: &ClientConfig,
+        partitions: i32,
+    ) -> Result<Producer, Trouble> {
         let mut names: Vec<&str> = Vec::new();
         let mut route = |name| {
             names.iter().position(|known| *known == name).unwrap_or_else(|| {
@@ -101,9 +110,11 @@ impl Producer {
             dead_letter: route(topology.dead_letter_topic.as_str()),
             changelog: route(topology.changelog_topic.as_str()),
             ids: route(topology.ids_topic.as_str()),
+            rekeyed: (topology.source.keyed_by == KeyedBy::Nothing)
+                .then(|| route(topology.rekeyed_topic.as_str())),
         };
         let client = Client::connect(config, Deliveries::new(partitions), &names)?;
-        Ok(Producer { client, routes, source_topic: topology.source.topic.clone(), sent: 0 })
+        Ok(Producer { client, routes, input_topic: stage.topic(topology).to_owned(), sent: 0 })
     }
 
     /// Ends whatever a predecessor of the same transactional id left open, and
@@ -162,6 +173,9 @@ impl Transaction<'_> {
                 .ok_or_else(|| anyhow!("send a record of event type {index}, which the topology lacks"))?,
             Destination::Late => routes.late,
             Destination::DeadLetter => routes.dead_letter,
+            Destination::Rekeyed => routes
+                .rekeyed
+                .ok_or_else(|| anyhow!("send a re-keyed record where the topology re-keys none"))?,
         };
         let outgoing = Outgoing {
             topic,
@@ -279,7 +293,7 @@ impl Transaction<'_> {
     ) -> Result<(), Trouble> {
         let mut offsets = TopicPartitionList::with_capacity(moved.len());
         for (moved, ends) in moved.iter().zip(ends) {
-            let mut offset = offsets.add_partition(&self.producer.source_topic, moved.partition);
+            let mut offset = offsets.add_partition(&self.producer.input_topic, moved.partition);
             offset
                 .set_offset(Offset::Offset(moved.position))
                 .map_err(|error| anyhow!(error).context("set a position to commit"))?;
@@ -331,6 +345,7 @@ impl Transaction<'_> {
             match self.producer.client.produce(record, &mut headers) {
                 RDKafkaErrorCode::NoError => {
                     self.producer.sent += 1;
+                    crash::at(Step::Send);
                     return Ok(());
                 }
                 RDKafkaErrorCode::QueueFull if started.elapsed() < QUEUE_FULL_TIME_MAX => {

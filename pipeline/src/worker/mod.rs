@@ -26,7 +26,8 @@ use crate::commit_record::{CommitRecord, IDS_MAX, IdsRecord};
 use crate::crash::{self, Step};
 use crate::record::{Origin, Outbox, RawRecord};
 use crate::restore::Setup;
-use crate::task::Fate;
+use crate::stage::Stage;
+use crate::task::{Fate, Task};
 use crate::transaction::{Moved, Producer, Transaction, Trouble, read_headers};
 use assignment::Assignment;
 use batch::Batch;
@@ -53,8 +54,19 @@ const SWEEP_MAX: usize = 1_000;
 pub struct Orders {
     /// Of all: commit what is in hand, and end.
     pub stop: AtomicBool,
-    /// Of whichever sees it first: leave the group and join it again.
-    pub rejoin: AtomicBool,
+    rejoin_tickets: AtomicBool,
+    rejoin_rekey: AtomicBool,
+}
+
+impl Orders {
+    /// Of whichever worker of a stage sees it first: leave the group and join it again.
+    #[must_use]
+    pub fn rejoin(&self, stage: Stage) -> &AtomicBool {
+        match stage {
+            Stage::Tickets => &self.rejoin_tickets,
+            Stage::Rekey => &self.rejoin_rekey,
+        }
+    }
 }
 
 /// One thread's work.
@@ -117,9 +129,14 @@ impl Worker {
     /// One life of a pair of clients.
     fn life(&mut self) -> Result<(), Trouble> {
         let topology = Arc::clone(&self.setup.topology);
+        let stage = self.setup.stage;
         // The consumer is dropped first: its drop revokes, and a transaction is closed by then.
-        let mut producer =
-            Producer::connect(&topology, &clients::producer(&topology, &self.member), self.setup.partitions)?;
+        let mut producer = Producer::connect(
+            &topology,
+            stage,
+            &clients::producer(&topology, &self.member),
+            self.setup.partitions,
+        )?;
         // Before the group knows us, what a predecessor left open is ended.
         while !producer.fence(FENCE_TIMEOUT)? {
             if self.is_stopping() {
@@ -138,7 +155,7 @@ impl Worker {
     }
 
     fn subscribe(&self, consumer: &BaseConsumer<Assignment>) -> Result<()> {
-        let topic = self.setup.topology.source.topic.as_str();
+        let topic = self.setup.stage.topic(&self.setup.topology);
         consumer.subscribe(&[topic]).with_context(|| format!("subscribe to {topic}"))
     }
 
@@ -159,7 +176,7 @@ impl Worker {
             if self.is_stopping() && batch.records.is_empty() {
                 return Ok(());
             }
-            if self.orders.rejoin.swap(false, Ordering::Relaxed) {
+            if self.orders.rejoin(self.setup.stage).swap(false, Ordering::Relaxed) {
                 self.rejoin(consumer)?;
             }
             let due = self.poll(consumer, &mut batch, restores_wait, backoff(troubles))?;
@@ -179,7 +196,8 @@ impl Worker {
                 }
                 self.publish();
             }
-            if (due || self.is_stopping()) && !batch.records.is_empty() {
+            let is_due = (due || self.is_stopping()) && !batch.records.is_empty();
+            if is_due || self.tasks.are_foreign() {
                 match self.turn(consumer, producer, &batch) {
                     Ok(slow) => {
                         batch.clear();
@@ -231,7 +249,7 @@ impl Worker {
                 .take_changes()
                 .map_err(|error| Trouble::Rebuild(format!("follow a rebalance: {error}")))?;
             if !changes.is_empty() {
-                self.tasks.follow(&changes)?;
+                self.tasks.follow(self.setup.stage, &changes)?;
                 let tasks = &mut self.tasks;
                 batch.records.retain(|record| tasks.running(record.partition()).is_some());
                 if batch.records.is_empty() {
@@ -272,6 +290,7 @@ impl Worker {
             return Err(Trouble::Again("the assignment is lost".into()));
         }
         let mut status = self.status.clone();
+        crash::at(Step::Begin);
         let mut transaction = producer.begin()?;
         crash::at(Step::Process);
         let mut headers = Vec::new();
@@ -312,29 +331,14 @@ impl Worker {
     fn send_state(&mut self, transaction: &mut Transaction<'_>) -> Result<Vec<Moved>, Trouble> {
         let mut all_moved = Vec::new();
         for (partition, running) in self.tasks.all_running() {
-            if running.position == running.committed.position {
+            if !running.has_moved() {
                 continue;
             }
-            let stream_time_ms = running.task.stream_time_ms();
-            running.task.sweep(SWEEP_MAX)?;
-            for (uid, entry) in running.task.store.written_entries() {
-                transaction.changelog(partition, uid, entry, stream_time_ms)?;
+            let position = running.position;
+            if let Some(task) = running.work.task() {
+                send_task(task, partition, position, transaction)?;
             }
-            let ids: Vec<_> = running.task.store.noted_ids().collect();
-            let mut chunks = ids.chunks(IDS_MAX);
-            let mut next = Some(chunks.next().unwrap_or_default());
-            while let Some(ids) = next {
-                let commit = CommitRecord { input: running.position, stream_time_ms, ids: ids.to_vec() };
-                transaction.ids(partition, &IdsRecord::Commit(commit), stream_time_ms)?;
-                next = chunks.next();
-            }
-            running.task.store.seal();
-            all_moved.push(Moved {
-                partition,
-                position: running.position,
-                ends: running.committed.ends,
-                is_rebuilding: false,
-            });
+            all_moved.push(Moved { partition, position, ends: running.committed.ends, is_rebuilding: false });
         }
         Ok(all_moved)
     }
@@ -342,7 +346,8 @@ impl Worker {
     fn judge(&self, error: &KafkaError) -> Result<(), Trouble> {
         use RDKafkaErrorCode as Code;
         let topology = &self.setup.topology;
-        let topic = &topology.source.topic;
+        let stage = self.setup.stage;
+        let topic = stage.topic(topology);
         let code = error.rdkafka_error_code();
         let fatal = matches!(error, KafkaError::MessageConsumptionFatal(_));
         match code {
@@ -357,7 +362,7 @@ impl Worker {
             Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed) => {
                 Err(Trouble::Stop(anyhow!(
                     "read {topic} as group {}: {error}; give the pipeline's user that right in Kafka",
-                    topology.group
+                    stage.group(topology)
                 )))
             }
             _ if fatal => Err(Trouble::Rebuild(format!("read {topic}: {error}"))),
@@ -378,16 +383,43 @@ impl Worker {
     }
 
     fn publish(&mut self) {
+        self.status.topic = self.setup.stage.topic(&self.setup.topology).to_owned();
         self.status.positions.clear();
         self.status.positions.extend(self.tasks.positions());
         self.status.restore_records_left = self.tasks.records_left();
         self.status.ids_forgotten_before = self
             .tasks
             .all_running()
-            .filter_map(|(partition, running)| Some((partition, running.task.store.ids_forgotten_before()?)))
+            .filter_map(|(partition, running)| {
+                Some((partition, running.work.task()?.store.ids_forgotten_before()?))
+            })
             .collect();
         *self.published.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(self.status.clone());
     }
+}
+
+/// The changelog and the commit records of one task.
+fn send_task(
+    task: &mut Task,
+    partition: i32,
+    position: i64,
+    transaction: &mut Transaction<'_>,
+) -> Result<(), Trouble> {
+    let stream_time_ms = task.stream_time_ms();
+    task.sweep(SWEEP_MAX)?;
+    for (uid, entry) in task.store.written_entries() {
+        transaction.changelog(partition, uid, entry, stream_time_ms)?;
+    }
+    let ids: Vec<_> = task.store.noted_ids().collect();
+    let mut chunks = ids.chunks(IDS_MAX);
+    let mut next = Some(chunks.next().unwrap_or_default());
+    while let Some(ids) = next {
+        let commit = CommitRecord { input: position, stream_time_ms, ids: ids.to_vec() };
+        transaction.ids(partition, &IdsRecord::Commit(commit), stream_time_ms)?;
+        next = chunks.next();
+    }
+    task.store.seal();
+    Ok(())
 }
 
 /// A record in; its outgoing records into the transaction.
@@ -403,7 +435,7 @@ fn process(
         return Ok(());
     }
     let outcome = running
-        .task
+        .work
         .process(raw, outbox)
         .with_context(|| format!("process partition {} offset {}", raw.partition, raw.offset))?;
     running.position = raw.offset + 1; // A position is the next offset to read, hence the one.
@@ -411,7 +443,7 @@ fn process(
         broken::spoil(&record, |record| transaction.send(record))?;
         status.events += u64::from(matches!(record.origin, Origin::Forwarded | Origin::Derived));
     }
-    status.records += 1;
+    status.records += u64::from(outcome.fate != Fate::Rekeyed);
     status.late += u64::from(outcome.late);
     status.truncated += u64::from(outcome.truncated);
     match outcome.fate {
@@ -419,6 +451,7 @@ fn process(
         Fate::Duplicate => status.duplicates += 1,
         Fate::Dropped => status.dropped += 1,
         Fate::DeadLetter(_) => status.dead_letters += 1,
+        Fate::Rekeyed => status.rekeyed += 1,
     }
     Ok(())
 }

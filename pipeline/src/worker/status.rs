@@ -9,6 +9,9 @@ pub struct Status {
     pub records: u64,
     /// Committed events: forwarded and derived.
     pub events: u64,
+    /// Raw records on their way to their tickets' partitions; they count above
+    /// only once they are there.
+    pub rekeyed: u64,
     /// Records that were duplicates.
     pub duplicates: u64,
     /// Records that policy or their twin dropped.
@@ -21,6 +24,8 @@ pub struct Status {
     pub truncated: u64,
     /// Commits.
     pub commits: u64,
+    /// The topic that it reads.
+    pub topic: String,
     /// Its partitions, with the committed position of those that run.
     pub positions: Vec<(i32, Option<i64>)>,
     /// Where in the ids log a partition's window begins, at the latest.

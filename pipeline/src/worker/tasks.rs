@@ -23,9 +23,9 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::assignment::Change;
 use crate::commit_record::Ends;
 use crate::rebuild::{self, Rebuild};
-use crate::restore::{Progress, Restore, Restored, Setup};
-use crate::store::Positions;
-use crate::task::Task;
+use crate::restore::{Progress, Restore, Restored, Resume, Setup};
+use crate::stage::{Stage, Work};
+use crate::store::{Positions, Store};
 use crate::transaction::{Producer, Trouble};
 
 /// Where a task is in its life. A task that is closed is no longer among them.
@@ -44,12 +44,14 @@ enum Life {
 /// A task that processes records.
 #[derive(Debug)]
 pub(super) struct Running {
-    /// The task.
-    pub(super) task: Task,
+    /// What it does with them, and the state that it has.
+    pub(super) work: Work,
     /// The next input offset to process.
     pub(super) position: i64,
     /// What is committed.
     pub(super) committed: Commit,
+    /// The group's offset says something else, or nothing.
+    is_foreign: bool,
 }
 
 /// A task's place as of its last commit.
@@ -68,22 +70,58 @@ pub(super) struct Commit {
 pub(super) struct Tasks {
     lives: BTreeMap<i32, Life>,
     /// The first is being restored; the others wait.
-    restores: VecDeque<Restore>,
+    restores: VecDeque<Starting>,
     records_left: i64,
 }
 
+/// What a task does before it processes records.
+#[derive(Debug)]
+enum Starting {
+    /// Brings its state to where the log says.
+    Restore(Box<Restore>),
+    /// Has no state, and finds out where to go on.
+    Resume(Resume),
+}
+
+impl Starting {
+    fn new(stage: Stage, partition: i32) -> Starting {
+        match stage {
+            Stage::Rekey => Starting::Resume(Resume::new(partition)),
+            Stage::Tickets => Starting::Restore(Box::new(Restore::new(partition))),
+        }
+    }
+
+    fn partition(&self) -> i32 {
+        match self {
+            Starting::Restore(restore) => restore.partition(),
+            Starting::Resume(resume) => resume.partition(),
+        }
+    }
+
+    fn step<C: ConsumerContext>(
+        &mut self,
+        setup: &Setup,
+        consumer: &BaseConsumer<C>,
+    ) -> Result<Progress, Trouble> {
+        match self {
+            Starting::Restore(restore) => restore.step(setup, consumer),
+            Starting::Resume(resume) => resume.step(setup, consumer),
+        }
+    }
+}
+
 impl Tasks {
-    /// Follows what the group did.
+    /// Follows what the group did with the partitions of a stage's topic.
     ///
     /// # Errors
     /// Where a store cannot be closed.
-    pub(super) fn follow(&mut self, changes: &[Change]) -> Result<()> {
+    pub(super) fn follow(&mut self, stage: Stage, changes: &[Change]) -> Result<()> {
         for change in changes {
             match *change {
                 Change::Assigned(partition) => {
                     tracing::info!(partition, "assigned");
                     self.lives.insert(partition, Life::Created);
-                    self.restores.push_back(Restore::new(partition));
+                    self.restores.push_back(Starting::new(stage, partition));
                 }
                 Change::Revoked(partition) => {
                     tracing::info!(partition, "revoked");
@@ -183,6 +221,11 @@ impl Tasks {
         self.records_left
     }
 
+    /// Whether the group's offset of any is still to be made ours.
+    pub(super) fn are_foreign(&mut self) -> bool {
+        self.all_running().any(|(_, running)| running.is_foreign)
+    }
+
     /// The running task of a partition.
     pub(super) fn running(&mut self, partition: i32) -> Option<&mut Running> {
         match self.lives.get_mut(&partition) {
@@ -220,7 +263,9 @@ impl Tasks {
     /// Where a disk cannot be written.
     pub(super) fn flush_if_due(&mut self) -> Result<()> {
         let now = Instant::now();
-        self.all_running().try_for_each(|(_, running)| running.task.store.flush_if_due(now))
+        self.all_running().try_for_each(|(_, running)| {
+            running.work.task().map_or(Ok(()), |task| task.store.flush_if_due(now))
+        })
     }
 
     /// Closes every task and its store.
@@ -235,11 +280,9 @@ impl Tasks {
     fn close(&mut self, partition: i32) -> Result<()> {
         self.restores.retain(|restore| restore.partition() != partition);
         match self.lives.remove(&partition) {
-            Some(Life::Running(running)) => running
-                .task
-                .store
-                .close()
-                .with_context(|| format!("close the store of partition {partition}")),
+            Some(Life::Running(running)) => {
+                running.close().with_context(|| format!("close the store of partition {partition}"))
+            }
             Some(Life::Rebuilding(rebuild)) => rebuild.close(),
             Some(Life::Created | Life::Restoring) | None => Ok(()),
         }
@@ -248,10 +291,10 @@ impl Tasks {
 
 impl Running {
     fn new(setup: &Setup, restored: Restored) -> Running {
-        let Restored { store, position, ends, stream_time_ms, .. } = restored;
-        let topology = std::sync::Arc::clone(&setup.topology);
+        let Restored { store, position, ends, stream_time_ms, is_foreign, .. } = restored;
         Running {
-            task: Task::new(topology, setup.partitions, store, stream_time_ms),
+            is_foreign,
+            work: Work::new(setup.stage, &setup.topology, setup.partitions, store, stream_time_ms),
             position,
             committed: Commit { position, ends, stream_time_ms },
         }
@@ -262,8 +305,10 @@ impl Running {
     /// # Errors
     /// Where the disk cannot be written.
     pub(super) fn apply(&mut self, ends: Ends) -> Result<()> {
-        let stream_time_ms = self.task.stream_time_ms();
+        let stream_time_ms = self.work.task().map_or(i64::MIN, |task| task.stream_time_ms());
         self.committed = Commit { position: self.position, ends, stream_time_ms };
+        self.is_foreign = false;
+        let Some(task) = self.work.task() else { return Ok(()) };
         let positions = Positions {
             changelog: ends.changelog,
             ids: ends.ids,
@@ -271,17 +316,28 @@ impl Running {
             stream_time_ms,
             rebuilding: None,
         };
-        self.task.store.apply(&positions)?;
-        self.task.store.flush_if_due(Instant::now())
+        task.store.apply(&positions)?;
+        task.store.flush_if_due(Instant::now())
+    }
+
+    /// Whether there is something to commit.
+    pub(super) fn has_moved(&self) -> bool {
+        self.is_foreign || self.position != self.committed.position
+    }
+
+    fn close(mut self) -> Result<()> {
+        let store = self.work.task().map(|task| std::mem::take(&mut task.store));
+        store.map_or(Ok(()), Store::close)
     }
 
     fn discard(&mut self, setup: &Setup) {
-        let mut store = std::mem::take(&mut self.task.store);
+        self.position = self.committed.position;
+        let Some(task) = self.work.task() else { return };
+        let mut store = std::mem::take(&mut task.store);
         store.discard();
         // The stream time is the task's own, and has run ahead too.
-        let topology = std::sync::Arc::clone(&setup.topology);
-        self.task = Task::new(topology, setup.partitions, store, self.committed.stream_time_ms);
-        self.position = self.committed.position;
+        let stream_time_ms = self.committed.stream_time_ms;
+        self.work = Work::new(setup.stage, &setup.topology, setup.partitions, store, stream_time_ms);
     }
 }
 
@@ -303,7 +359,7 @@ fn go_on<C: ConsumerContext>(
     partition: i32,
     position: i64,
 ) -> Result<(), Trouble> {
-    let topic = &setup.topology.source.topic;
+    let topic = setup.stage.topic(&setup.topology);
     let mut list = TopicPartitionList::new();
     list.add_partition(topic, partition);
     consumer

@@ -15,7 +15,7 @@ use clap::Args;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Span, SpanRelativeTo, Timestamp};
-use ticket_pipeline::topology::{KeyedBy, Topology};
+use ticket_pipeline::topology::Topology;
 
 use plan::{Kafka, Planned, Target};
 
@@ -32,6 +32,9 @@ const EMITTED_PER_S: f64 = 20_000.0;
 makes the state what it was at the new position and emits again what came from there on: the same
 bytes with the same event ids. Refused while the group has members: stop the pipeline first.
 kafka-consumer-groups.sh --reset-offsets does the same to the offsets.
+
+Where the raw topic is keyed by nothing, offsets and partitions are those of the topic that it is re-keyed
+into: <group>-rekeyed. Re-keying itself is never reset.
 
 Positions before the raw topic's beginning become its beginning. A replay goes back, never ahead.
 To give only one consumer of the derived topics its past again, reset that consumer's group instead.
@@ -84,11 +87,6 @@ impl Arguments {
 /// Runs `replay`.
 pub(crate) fn run(topology: &Path, arguments: &Arguments) -> Result<ExitCode> {
     let topology = Topology::load(topology)?;
-    ensure!(
-        topology.source.keyed_by == KeyedBy::TicketUid,
-        "replay: {} is declared as keyed by nothing, and replays of a re-keyed topic are not built yet",
-        topology.source.topic
-    );
     let kafka = Kafka::connect(&topology)?;
     if let Some(members) = kafka.members()? {
         bail!(
@@ -102,7 +100,7 @@ pub(crate) fn run(topology: &Path, arguments: &Arguments) -> Result<ExitCode> {
     for partition in partitions {
         let planned = kafka
             .plan(partition, arguments.target())
-            .with_context(|| format!("replay {} [{partition}]", topology.source.topic))?;
+            .with_context(|| format!("replay {} [{partition}]", topology.input_topic()))?;
         plan.push(planned);
     }
     let mut text = show(&plan);

@@ -92,7 +92,7 @@ impl<'t> Kafka<'t> {
 
     /// The partitions that were asked for, else all.
     pub(super) fn partitions(&self, wanted: &[i32]) -> Result<Vec<i32>> {
-        let topic = &self.topology.source.topic;
+        let topic = self.topology.input_topic();
         let metadata = self
             .observer
             .fetch_metadata(Some(topic), ANSWER_TIMEOUT)
@@ -111,7 +111,7 @@ impl<'t> Kafka<'t> {
 
     /// Plans for one partition.
     pub(super) fn plan(&self, partition: i32, target: Target) -> Result<Planned> {
-        let topic = &self.topology.source.topic;
+        let topic = self.topology.input_topic();
         let (low, end) = topics::bounds(&self.observer, topic, partition)?;
         let committed = self.committed(partition)?;
         let mut notes = Vec::new();
@@ -184,7 +184,7 @@ impl<'t> Kafka<'t> {
         let mut list = TopicPartitionList::new();
         for planned in plan {
             list.add_partition_offset(
-                &self.topology.source.topic,
+                self.topology.input_topic(),
                 planned.partition,
                 Offset::Offset(planned.to),
             )?;
@@ -196,7 +196,7 @@ impl<'t> Kafka<'t> {
 
     /// The committed position, and whether it was committed by a run.
     fn committed(&self, partition: i32) -> Result<Option<(i64, bool)>> {
-        let topic = &self.topology.source.topic;
+        let topic = self.topology.input_topic();
         let mut list = TopicPartitionList::new();
         list.add_partition(topic, partition);
         let list =
@@ -208,7 +208,7 @@ impl<'t> Kafka<'t> {
     }
 
     fn offset_at(&self, partition: i32, time_ms: i64) -> Result<Option<i64>> {
-        let topic = &self.topology.source.topic;
+        let topic = self.topology.input_topic();
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(topic, partition, Offset::Offset(time_ms))?;
         let list = self
@@ -251,7 +251,7 @@ impl<'t> Kafka<'t> {
         let mut tickets = HashSet::new();
         let mut decoder = Decoder::default();
         let range = (planned.to, planned.state);
-        self.read(&self.topology.source.topic, planned.partition, range, |record| {
+        self.read(self.topology.input_topic(), planned.partition, range, |record| {
             planned.records += 1;
             if let Some(key) = record.key() {
                 tickets.insert(blake3::hash(key));

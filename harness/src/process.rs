@@ -14,7 +14,7 @@ const TICK_S: f64 = 0.01;
 const STOP_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// CPU seconds of a process and of its threads that have ended, user and system.
-pub(crate) fn cpu_s(pid: u32) -> Result<f64> {
+pub fn cpu_s(pid: u32) -> Result<f64> {
     let stat =
         fs::read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("look at process {pid}"))?;
     // The name stands in brackets and may hold anything.
@@ -24,7 +24,7 @@ pub(crate) fn cpu_s(pid: u32) -> Result<f64> {
 }
 
 /// The most memory that a process has had resident, in MB.
-pub(crate) fn rss_peak_mb(pid: u32) -> Result<f64> {
+pub fn rss_peak_mb(pid: u32) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line =
         status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("read a process's status")?;
@@ -34,13 +34,18 @@ pub(crate) fn rss_peak_mb(pid: u32) -> Result<f64> {
 
 /// What all cores together have done since the machine started, in seconds.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Machine {
-    pub(crate) busy_s: f64,
+pub struct Machine {
+    /// Whatever it was.
+    pub busy_s: f64,
     /// What the host took for others.
-    pub(crate) stolen_s: f64,
+    pub stolen_s: f64,
 }
 
-pub(crate) fn machine() -> Result<Machine> {
+/// Asks the kernel.
+///
+/// # Errors
+/// Where it does not say.
+pub fn machine() -> Result<Machine> {
     let stat = fs::read_to_string("/proc/stat")?;
     let line = stat.lines().next().and_then(|line| line.strip_prefix("cpu ")).context("read /proc/stat")?;
     let ticks: Vec<f64> =
@@ -52,7 +57,7 @@ pub(crate) fn machine() -> Result<Machine> {
 
 /// What was used between two looks.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Meter {
+pub struct Meter {
     pid: u32,
     broker_pid: u32,
     began: Instant,
@@ -64,18 +69,22 @@ pub(crate) struct Meter {
 
 /// What was used, in CPU seconds.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Used {
-    pub(crate) seconds: f64,
-    pub(crate) cpu_s: f64,
-    pub(crate) broker_cpu_s: f64,
+pub struct Used {
+    /// By the clock.
+    pub seconds: f64,
+    /// By the process.
+    pub cpu_s: f64,
+    /// By the broker.
+    pub broker_cpu_s: f64,
     /// The rest of the machine, this program left out; and what the host took.
-    pub(crate) others_cpu_s: f64,
-    pub(crate) stolen_s: f64,
+    pub others_cpu_s: f64,
+    /// By the host, for others.
+    pub stolen_s: f64,
 }
 
 impl Meter {
     /// Begins to measure. A process that has just been started has used nothing.
-    pub(crate) fn begin(pid: u32, broker_pid: u32) -> Result<Meter> {
+    pub fn begin(pid: u32, broker_pid: u32) -> Result<Meter> {
         Ok(Meter {
             pid,
             broker_pid,
@@ -87,7 +96,11 @@ impl Meter {
         })
     }
 
-    pub(crate) fn used(&self) -> Result<Used> {
+    /// What was used since.
+    ///
+    /// # Errors
+    /// Where the kernel does not say.
+    pub fn used(&self) -> Result<Used> {
         let now = machine()?;
         let cpu_s = cpu_s(self.pid)? - self.cpu_s;
         let broker_cpu_s = self::cpu_s(self.broker_pid)? - self.broker_cpu_s;
@@ -104,14 +117,14 @@ impl Meter {
 
 /// A child that is killed when it is forgotten.
 #[derive(Debug)]
-pub(crate) struct Process {
+pub struct Process {
     child: Child,
     name: String,
 }
 
 impl Process {
     /// Starts a program; what it says goes to the end of `log`.
-    pub(crate) fn start(name: &str, command: &mut Command, log: &Path) -> Result<Process> {
+    pub fn start(name: &str, command: &mut Command, log: &Path) -> Result<Process> {
         let mut log = fs::OpenOptions::new().create(true).append(true).open(log)?;
         writeln!(log, "--- {command:?}")?;
         let child = command
@@ -123,23 +136,35 @@ impl Process {
         Ok(Process { child, name: name.to_owned() })
     }
 
-    pub(crate) fn pid(&self) -> u32 {
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// An error where it has ended by itself.
-    pub(crate) fn must_run(&mut self) -> Result<()> {
+    pub fn must_run(&mut self) -> Result<()> {
         match self.child.try_wait()? {
             None => Ok(()),
             Some(status) => anyhow::bail!("{} has ended by itself: {status}", self.name),
         }
     }
 
-    /// SIGTERM, and a clean end.
-    pub(crate) fn stop(mut self) -> Result<()> {
+    /// Sends it a signal by its name: `STOP`, `CONT`, `TERM`.
+    pub fn signal(&mut self, signal: &str) -> Result<()> {
         self.must_run()?;
-        let pid = self.pid().to_string();
-        ensure!(Command::new("kill").args(["-TERM", &pid]).status()?.success(), "signal {}", self.name);
+        let sent = Command::new("kill").arg(format!("-{signal}")).arg(self.pid().to_string()).status()?;
+        ensure!(sent.success(), "signal {}", self.name);
+        Ok(())
+    }
+
+    /// Its exit code, where it has ended by itself.
+    pub fn ended(&mut self) -> Result<Option<std::process::ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// SIGTERM, and a clean end.
+    pub fn stop(mut self) -> Result<()> {
+        self.signal("TERM")?;
         let began = Instant::now();
         while began.elapsed() < STOP_TIME_MAX {
             if let Some(status) = self.child.try_wait()? {
@@ -152,7 +177,7 @@ impl Process {
     }
 
     /// SIGKILL.
-    pub(crate) fn kill(mut self) -> Result<()> {
+    pub fn kill(mut self) -> Result<()> {
         self.must_run()?;
         self.child.kill()?;
         self.child.wait()?;

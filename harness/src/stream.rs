@@ -11,7 +11,7 @@ use crate::histories::{EVENT_ID_AT, EVENT_ID_BYTES, Histories, TIMESTAMP_BYTES, 
 
 /// Time between two events, by their timestamps: ten events a second, so that
 /// the window of 48 hours holds the last 1,728,000 ids.
-pub(crate) const STEP_MS: i64 = 100;
+pub const STEP_MS: i64 = 100;
 
 /// The first event's time: 2026-01-01.
 const BEGIN_MS: i64 = 1_767_225_600_000;
@@ -21,30 +21,33 @@ const SAMPLE_EVERY: u64 = 997;
 
 /// How many events over how many tickets.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Shape {
-    pub(crate) tickets: u64,
+pub struct Shape {
+    /// Tickets, of which each is begun again when all have been.
+    pub tickets: u64,
     /// How many histories are under way at a time, at most.
-    pub(crate) under_way_max: u64,
+    pub under_way_max: u64,
     /// A history ends after so many events.
-    pub(crate) history_events_max: usize,
+    pub history_events_max: usize,
     /// The number of the first event: ids and times go on from there.
-    pub(crate) first_event: u64,
-    pub(crate) partitions: i32,
+    pub first_event: u64,
+    /// The raw topic's.
+    pub partitions: i32,
 }
 
 /// What must come of the events so far.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct Expectation {
-    pub(crate) events: u64,
+pub struct Expectation {
+    /// Raw events.
+    pub events: u64,
     /// Records by topic.
-    pub(crate) by_topic: BTreeMap<String, u64>,
+    pub by_topic: BTreeMap<String, u64>,
     /// For each sampled ticket its derived events: topic and change.
-    pub(crate) sample: BTreeMap<[u8; UID_BYTES], Vec<(String, String)>>,
+    pub sample: BTreeMap<[u8; UID_BYTES], Vec<(String, String)>>,
 }
 
 impl Expectation {
     /// What comes after this, of the same tickets.
-    pub(crate) fn add(&mut self, next: Expectation) {
+    pub fn add(&mut self, next: Expectation) {
         self.events += next.events;
         for (topic, count) in next.by_topic {
             *self.by_topic.entry(topic).or_default() += count;
@@ -54,23 +57,28 @@ impl Expectation {
         }
     }
 
-    pub(crate) fn derived(&self) -> u64 {
+    /// How many derived events that is.
+    pub fn derived(&self) -> u64 {
         self.by_topic.values().sum::<u64>() - self.events
     }
 }
 
 /// An event to be produced.
 #[derive(Debug)]
-pub(crate) struct Event<'a> {
-    pub(crate) uid: [u8; UID_BYTES],
-    pub(crate) partition: i32,
-    pub(crate) timestamp_ms: i64,
-    pub(crate) value: &'a [u8],
+pub struct Event<'a> {
+    /// Its ticket.
+    pub uid: [u8; UID_BYTES],
+    /// Where Kafka's Java client would put it.
+    pub partition: i32,
+    /// Its Kafka timestamp.
+    pub timestamp_ms: i64,
+    /// Its value.
+    pub value: &'a [u8],
 }
 
 /// An endless stream of events.
 #[derive(Debug)]
-pub(crate) struct Stream<'h> {
+pub struct Stream<'h> {
     histories: &'h Histories,
     shape: Shape,
     slots: Vec<Slot>,
@@ -78,7 +86,8 @@ pub(crate) struct Stream<'h> {
     next_ticket: u64,
     random: u64,
     value: Vec<u8>,
-    pub(crate) expectation: Expectation,
+    /// What must come of the events so far.
+    pub expectation: Expectation,
 }
 
 #[derive(Debug)]
@@ -88,7 +97,8 @@ struct Slot {
 }
 
 impl<'h> Stream<'h> {
-    pub(crate) fn new(histories: &'h Histories, shape: Shape) -> Stream<'h> {
+    /// Begins with the shape's first event.
+    pub fn new(histories: &'h Histories, shape: Shape) -> Stream<'h> {
         // A ticket that is under way is not begun again: some must be free.
         let slots = shape.under_way_max.min(shape.tickets.div_ceil(2)).max(1);
         let mut stream = Stream {
@@ -109,7 +119,7 @@ impl<'h> Stream<'h> {
     }
 
     /// The next event; its value is borrowed until the one after.
-    pub(crate) fn next(&mut self) -> Event<'_> {
+    pub fn next_event(&mut self) -> Event<'_> {
         self.random = mix(self.random);
         let index = usize::try_from(self.random % self.slots.len() as u64).unwrap_or(0);
         let histories = self.histories;
@@ -183,7 +193,7 @@ impl<'h> Stream<'h> {
 }
 
 /// The Kafka timestamp of an event.
-pub(crate) fn timestamp_ms(number: u64) -> i64 {
+pub fn timestamp_ms(number: u64) -> i64 {
     BEGIN_MS + i64::try_from(number).unwrap_or(i64::MAX / STEP_MS) * STEP_MS
 }
 
@@ -215,7 +225,7 @@ fn event_id(number: u64) -> [u8; EVENT_ID_BYTES] {
 const NUMBER_MASK: u64 = (1 << 48) - 1;
 
 /// The number of the event whose value this is.
-pub(crate) fn number_of(value: &[u8]) -> Option<u64> {
+pub fn number_of(value: &[u8]) -> Option<u64> {
     let id = value.get(EVENT_ID_AT..EVENT_ID_AT + EVENT_ID_BYTES)?;
     let mut digits = id.iter().filter_map(|byte| char::from(*byte).to_digit(16)).map(u64::from);
     let mut word = || (0..16).try_fold(0, |word: u64, _| Some((word << 4) | digits.next()?));
@@ -224,8 +234,9 @@ pub(crate) fn number_of(value: &[u8]) -> Option<u64> {
     (mix(number) == high).then_some(number)
 }
 
-/// SplitMix64.
-fn mix(number: u64) -> u64 {
+/// A step of SplitMix64: numbers that lie side by side become far apart.
+#[must_use]
+pub fn mix(number: u64) -> u64 {
     let mut mixed = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -298,7 +309,7 @@ mod tests {
         let mut stream = Stream::new(&histories, shape);
         let mut types: BTreeMap<[u8; UID_BYTES], Vec<String>> = BTreeMap::new();
         for number in 7..2_000 {
-            let event = stream.next();
+            let event = stream.next_event();
             assert_eq!(number_of(event.value), Some(number));
             let value: serde_json::Value = serde_json::from_slice(event.value).unwrap();
             assert_eq!(value["payload"]["ticket"]["uid"].as_str().unwrap().as_bytes(), event.uid);

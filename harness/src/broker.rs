@@ -17,22 +17,24 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The broker of this benchmark.
 #[derive(Debug, Clone)]
-pub(crate) struct Broker {
-    pub(crate) address: String,
-    pub(crate) pid: u32,
+pub struct Broker {
+    /// `host:port`.
+    pub address: String,
+    /// Its process.
+    pub pid: u32,
     /// Where it keeps its partitions.
-    pub(crate) logs: PathBuf,
+    pub logs: PathBuf,
 }
 
 impl Broker {
     /// The broker that `scripts/kafka` has started with this data folder.
-    pub(crate) fn in_folder(address: &str, data: &Path) -> Result<Broker> {
+    pub fn in_folder(address: &str, data: &Path) -> Result<Broker> {
         let pid = std::fs::read_to_string(data.join("pid")).context("read the broker's process id")?;
         Ok(Broker { address: address.to_owned(), pid: pid.trim().parse()?, logs: data.join("log") })
     }
 
     /// The bytes of a topic's segments, compressed as they are.
-    pub(crate) fn disk_bytes(&self, topic: &str) -> Result<u64> {
+    pub fn disk_bytes(&self, topic: &str) -> Result<u64> {
         let mut bytes = 0;
         for folder in std::fs::read_dir(&self.logs)? {
             let folder = folder?;
@@ -55,18 +57,26 @@ impl Broker {
 }
 
 /// Makes and deletes topics.
-pub(crate) struct Topics {
+pub struct Topics {
     admin: AdminClient<DefaultClientContext>,
     runtime: tokio::runtime::Runtime,
 }
 
 impl Topics {
-    pub(crate) fn connect(topology: &Topology) -> Result<Topics> {
+    /// Connects.
+    ///
+    /// # Errors
+    /// Where a client cannot be made.
+    pub fn connect(topology: &Topology) -> Result<Topics> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         Ok(Topics { admin: clients::admin(&topology.kafka)?, runtime })
     }
 
-    pub(crate) fn create_missing(&self, names: &[String], partitions: i32) -> Result<()> {
+    /// Makes those that do not exist; they keep their records for ever, whatever their timestamps.
+    ///
+    /// # Errors
+    /// Where the broker refuses.
+    pub fn create_missing(&self, names: &[String], partitions: i32) -> Result<()> {
         let topics: Vec<NewTopic<'_>> = names
             .iter()
             .map(|name| {
@@ -85,7 +95,11 @@ impl Topics {
         Ok(())
     }
 
-    pub(crate) fn delete(&self, names: &[String]) -> Result<()> {
+    /// Deletes them.
+    ///
+    /// # Errors
+    /// Where the broker refuses.
+    pub fn delete(&self, names: &[String]) -> Result<()> {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let done = self.runtime.block_on(self.admin.delete_topics(&names, &AdminOptions::new()));
         for outcome in done.context("delete topics")? {
@@ -96,20 +110,29 @@ impl Topics {
 }
 
 /// Looks at what a group has committed.
-pub(crate) struct Watch {
+pub struct Watch {
     observer: BaseConsumer,
     topic: String,
     partitions: i32,
 }
 
 impl Watch {
-    pub(crate) fn of(topology: &Topology, partitions: i32) -> Result<Watch> {
+    /// Of the topology's group on the raw topic.
+    ///
+    /// # Errors
+    /// Where a client cannot be made.
+    pub fn of(topology: &Topology, partitions: i32) -> Result<Watch> {
         let observer = clients::observer(topology).create().context("make a client")?;
         Ok(Watch { observer, topic: topology.source.topic.clone(), partitions })
     }
 
     /// The committed positions added up; 0 where nothing is committed.
-    pub(crate) fn committed(&self) -> Result<u64> {
+    pub fn committed(&self) -> Result<u64> {
+        Ok(self.positions()?.into_iter().sum())
+    }
+
+    /// The committed position of each partition; 0 where nothing is committed.
+    pub fn positions(&self) -> Result<Vec<u64>> {
         let mut list = TopicPartitionList::new();
         for partition in 0..self.partitions {
             list.add_partition(&self.topic, partition);
@@ -130,21 +153,25 @@ impl Watch {
                 Offset::Offset(position) => u64::try_from(position).unwrap_or(0),
                 _ => 0,
             })
-            .sum())
+            .collect())
     }
 
     /// The ends of the source's partitions added up.
-    pub(crate) fn end(&self) -> Result<u64> {
-        let mut sum = 0;
-        for partition in 0..self.partitions {
+    pub fn end(&self) -> Result<u64> {
+        Ok(self.ends()?.into_iter().sum())
+    }
+
+    /// Where each of the source's partitions ends.
+    pub fn ends(&self) -> Result<Vec<u64>> {
+        let end = |partition| {
             let (_, end) = self.observer.fetch_watermarks(&self.topic, partition, ANSWER_TIMEOUT)?;
-            sum += u64::try_from(end).unwrap_or(0);
-        }
-        Ok(sum)
+            Ok(u64::try_from(end).unwrap_or(0))
+        };
+        (0..self.partitions).map(end).collect()
     }
 
     /// Waits until so much is committed; says what was then.
-    pub(crate) fn reach(
+    pub fn reach(
         &self,
         position: u64,
         look_every: Duration,
@@ -165,7 +192,7 @@ impl Watch {
 }
 
 /// Reads all committed records of topics, one after the other.
-pub(crate) fn read_all(
+pub fn read_all(
     topology: &Topology,
     topics: &[String],
     partitions: i32,

@@ -34,13 +34,13 @@ impl ProducerContext for Deliveries {
 }
 
 /// Writes so many events, as fast as the broker takes them.
-pub(crate) fn backlog(topology: &Topology, stream: &mut Stream<'_>, events: u64) -> Result<()> {
+pub fn backlog(topology: &Topology, stream: &mut Stream<'_>, events: u64) -> Result<()> {
     let mut config = producer(topology);
     config.set("linger.ms", "50");
     let producer =
         BaseProducer::from_config_and_context(&config, Deliveries::default()).context("make a producer")?;
     for number in 0..events {
-        let event = stream.next();
+        let event = stream.next_event();
         while !send(
             &|record| producer.send(record).map_err(|(error, _)| error),
             &topology.source.topic,
@@ -58,13 +58,13 @@ pub(crate) fn backlog(topology: &Topology, stream: &mut Stream<'_>, events: u64)
 }
 
 /// When event `index` of an open loop is due, after its start.
-pub(crate) fn due(index: u64, per_second: u32) -> Duration {
+pub fn due(index: u64, per_second: u32) -> Duration {
     Duration::from_nanos(index * 1_000_000_000 / u64::from(per_second))
 }
 
 /// Writes each event when it is due, however long the others take, until told
 /// to stop or so many are written; says how many.
-pub(crate) fn open_loop(
+pub fn open_loop(
     topology: &Topology,
     stream: &mut Stream<'_>,
     began: Instant,
@@ -83,7 +83,7 @@ pub(crate) fn open_loop(
             std::thread::sleep(wait);
             continue;
         }
-        let event = stream.next();
+        let event = stream.next_event();
         ensure!(
             send(
                 &|record| producer.send(record).map_err(|(error, _)| error),

@@ -12,58 +12,66 @@ use serde_json::Value;
 use ticket_pipeline::lines::RawLine;
 
 /// As long as the uids of the histories, so that a renamed event has as many bytes.
-pub(crate) const UID_BYTES: usize = 10;
+pub const UID_BYTES: usize = 10;
 /// A UUID's.
-pub(crate) const EVENT_ID_BYTES: usize = 36;
+pub const EVENT_ID_BYTES: usize = 36;
 /// `2016-02-29T01:23:00Z`.
-pub(crate) const TIMESTAMP_BYTES: usize = 20;
+pub const TIMESTAMP_BYTES: usize = 20;
 
 /// Where an event's id stands in every value.
-pub(crate) const EVENT_ID_AT: usize = r#"{"eventId":""#.len();
+pub const EVENT_ID_AT: usize = r#"{"eventId":""#.len();
 
 /// One event of a history, with what must come of it.
 #[derive(Debug)]
-pub(crate) struct Template {
+pub struct Template {
     /// The value as it came.
-    pub(crate) value: Vec<u8>,
-    pub(crate) timestamp_at: usize,
-    pub(crate) uids_at: Vec<usize>,
+    pub value: Vec<u8>,
+    /// Where its timestamp stands in the value.
+    pub timestamp_at: usize,
+    /// Where its ticket's uid stands in the value.
+    pub uids_at: Vec<usize>,
     /// The topic that it is forwarded to.
-    pub(crate) forwarded_to: String,
-    pub(crate) derived: Vec<Derived>,
+    pub forwarded_to: String,
+    /// What must be derived from it, in order.
+    pub derived: Vec<Derived>,
 }
 
 /// A derived event that must come of a template.
 #[derive(Debug)]
-pub(crate) struct Derived {
-    pub(crate) topic: String,
+pub struct Derived {
+    /// The topic that it goes to.
+    pub topic: String,
     /// The bytes of `payload.change`; no name that is changed stands in them.
-    pub(crate) change: String,
+    pub change: String,
 }
 
 /// The real histories.
 #[derive(Debug)]
-pub(crate) struct Histories {
+pub struct Histories {
     /// Each ticket's events, in their order; the first is a `ticket:created`.
-    pub(crate) all: Vec<Vec<Template>>,
-    pub(crate) means: Means,
+    pub all: Vec<Vec<Template>>,
+    /// What an event of them brings.
+    pub means: Means,
 }
 
 /// What one event brings, on average.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Means {
-    pub(crate) raw_bytes: f64,
-    pub(crate) derived_per_event: f64,
-    pub(crate) derived_bytes: f64,
+pub struct Means {
+    /// Of a raw value.
+    pub raw_bytes: f64,
+    /// Derived events.
+    pub derived_per_event: f64,
+    /// Of a derived value.
+    pub derived_bytes: f64,
     /// Names and values of an outgoing record's headers.
-    pub(crate) header_bytes: f64,
+    pub header_bytes: f64,
 }
 
 impl Histories {
     /// Reads them from the test data.
     ///
     /// Histories with a late event are left out: their events get new times.
-    pub(crate) fn read(data: &Path) -> Result<Histories> {
+    pub fn read(data: &Path) -> Result<Histories> {
         let expected = Expected::read(&data.join("histories.expected.ndjson.zst"))?;
         let mut tickets: Vec<Vec<Template>> = Vec::new();
         let mut places: HashMap<String, usize> = HashMap::new();
@@ -91,7 +99,7 @@ impl Histories {
     }
 
     /// How many events an average history has.
-    pub(crate) fn events_per_ticket(&self) -> f64 {
+    pub fn events_per_ticket(&self) -> f64 {
         self.all.iter().map(Vec::len).sum::<usize>() as f64 / self.all.len().max(1) as f64
     }
 }
@@ -158,8 +166,24 @@ impl Expected {
     }
 }
 
+/// How many records of each topic must come of the real histories.
+pub fn expected_counts(data: &Path) -> Result<std::collections::BTreeMap<String, u64>> {
+    let mut counts = std::collections::BTreeMap::new();
+    for line in lines(&data.join("histories.expected.ndjson.zst"))? {
+        let line: Value = serde_json::from_str(&line?)?;
+        let topic = line.get("topic").and_then(Value::as_str).context("an expected line has a topic")?;
+        *counts.entry(topic.to_owned()).or_default() += 1;
+    }
+    Ok(counts)
+}
+
+/// The raw lines of a file of the test data.
+pub fn raw_lines(path: &Path) -> Result<Vec<RawLine>> {
+    lines(path)?.map(|line| RawLine::parse(&line?)).collect()
+}
+
 /// The bytes of a derived event's `payload.change`.
-pub(crate) fn change(value: &[u8]) -> Option<&[u8]> {
+pub fn change(value: &[u8]) -> Option<&[u8]> {
     const BEFORE: &[u8] = br#","change":"#;
     const BEHIND: &[u8] = br#"},"metadata":{"schemaVersion""#;
     let find = |wanted: &[u8]| value.windows(wanted.len()).rposition(|window| window == wanted);

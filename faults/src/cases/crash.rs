@@ -1,0 +1,67 @@
+//! A build with crash points dies at each step of a transaction, of a restore
+//! and of a rebuild, again and again.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use ticket_harness::random::Random;
+
+use crate::outcome::Outcome;
+use crate::scene::{Scene, Settings, World};
+
+/// Of each step.
+const TIMES: u64 = 4;
+const DIES_WITHIN: Duration = Duration::from_secs(60);
+const PROGRESS_WITHIN: Duration = Duration::from_secs(120);
+
+/// The steps by their names in `crash.rs`, each with the number of the time at which it dies, at most.
+const STEPS: [(&str, u64); 11] = [
+    ("Begin", 40),
+    ("Process", 40),
+    ("Send", 3_000),
+    ("Changelog", 40),
+    ("Flush", 40),
+    ("SendOffsets", 40),
+    ("Commit", 40),
+    ("Apply", 40),
+    ("Write", 4),
+    ("StoreFlush", 2),
+    ("Restore", 3),
+];
+
+pub(crate) fn run(world: &World<'_>, seed: u64, outcome: &mut Outcome) -> Result<()> {
+    let program = world
+        .with_crash_points
+        .as_deref()
+        .context("the case needs a build with crash points: --with-crash-points (scripts/faults makes it)")?;
+    let mut random = Random::new(seed);
+    let settings = Settings {
+        commit_interval_ms: 20,
+        batch_records_max: 200,
+        flush_records: 300,
+        ..Settings::default()
+    };
+    let mut scene = Scene::new(world, "crash", &settings)?;
+    scene.set_program(program);
+    let times = world.times.unwrap_or(TIMES);
+    scene.under_attack(outcome, |scene, outcome| {
+        for (step, most) in &STEPS {
+            for _ in 0..times {
+                // A restore has something to read only where the disk is behind.
+                if *step == "Restore" && scene.state("a").exists() {
+                    std::fs::remove_dir_all(scene.state("a"))?;
+                }
+                let at = format!("{step}:{}", 1 + random.below(*most));
+                scene.start_with("a", &[("CRASH_AT", at.as_str())])?;
+                let code = scene.ends_by_itself("a", DIES_WITHIN).with_context(|| at.clone())?;
+                // An abort is a signal, and has no exit code.
+                ensure!(code.is_none(), "{at}: it ended with {code:?}");
+                outcome.fired(step, 1);
+            }
+        }
+        scene.start("a")?;
+        let more = scene.watch.committed()? + 100;
+        ensure!(scene.wait_until_committed(more, PROGRESS_WITHIN)?, "nothing is committed any more");
+        Ok(())
+    })
+}
