@@ -1,7 +1,7 @@
 # What a machine must have to build and run this project, and how to get it.
 # Sourced behind lib.sh. It knows nothing of what is then built or started.
 # shellcheck shell=bash
-# shellcheck disable=SC2154 # `project` is lib.sh's.
+# shellcheck disable=SC2154 # `project` and `cache` are lib.sh's.
 
 # Debian's names of what is missing, and what is missing in words.
 missing_packages=()
@@ -45,6 +45,10 @@ look_for_build_tools() {
 look_for_kafka_tools() {
     find_java >/dev/null || lacks java "Java 17 or newer"
     have mvn || lacks maven "Maven, which fetches Kafka's jars"
+}
+
+look_for_python() {
+    { have python3 && python3 -c 'import ensurepip'; } 2>/dev/null || lacks python3-venv "Python 3 with venv"
 }
 
 # --- Installing --------------------------------------------------------------
@@ -187,4 +191,14 @@ install_toolchain() {
     rustup toolchain install stable --profile minimal -c rustfmt -c clippy >&2 ||
         fail "install a Rust toolchain with rustup. Wanted: $(rust_advice)"
     export RUSTUP_TOOLCHAIN=stable
+}
+
+# --- Python ------------------------------------------------------------------
+
+# Python with the Kafka client of examples/python, in an environment of its own.
+ensure_python_client() {
+    python=$cache/examples-python/bin/python
+    [[ -x $python ]] || python3 -m venv "$cache/examples-python"
+    "$python" -m pip install -q --disable-pip-version-check -r "$project/examples/python/requirements.txt" >&2 ||
+        fail "install what examples/python/requirements.txt names"
 }

@@ -56,7 +56,7 @@ pub fn run(topology: Topology, options: Options) -> Result<()> {
     signals::stop_on_signal(Arc::clone(&orders))?;
     let topology = Arc::new(topology);
     let state = StateDirectory::lock(&topology.state.dir, store_settings(&topology))?;
-    let instance = topology.runtime.instance.clone().map_or_else(|| state.instance(), Ok)?;
+    let instance = state.instance(topology.runtime.instance.as_deref())?;
     let checked = topics::check(&topology)?;
     for warning in &checked.warnings {
         tracing::warn!(warning, "the topics differ from what they should be");

@@ -1,10 +1,13 @@
 //! The state directory: one process at a time, an instance id that survives
 //! restarts, and the partitions' stores with the memory that they share.
+//!
+//! Processes that are all started alike, as replicas are, cannot each be told a
+//! directory: `instance-*` lets each take the first that is free.
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::hash::{BuildHasher, RandomState};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -16,6 +19,11 @@ use super::disk::{Disk, Held, now_ms};
 
 /// Unwritten changes of all stores together take at most so much memory.
 const WRITE_BUFFERS_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// The last part of a path that stands for `instance-1`, `instance-2` and so on.
+const ANY_INSTANCE: &str = "instance-*";
+/// More processes than a raw topic has partitions have nothing to do.
+const INSTANCES_MAX: usize = 1024;
 
 /// What stores need to know.
 #[derive(Debug, Clone)]
@@ -38,6 +46,8 @@ pub struct StoreSettings {
 #[derive(Debug)]
 pub struct StateDirectory {
     path: PathBuf,
+    /// It was taken as the first that was free: its name is the instance's.
+    taken: bool,
     shared: Arc<Shared>,
     held: Arc<Mutex<HashSet<i32>>>,
     /// The lock is held as long as this file is open, whatever ends the process.
@@ -67,13 +77,35 @@ impl Shared {
 }
 
 impl StateDirectory {
-    /// Makes the directory where it does not exist, and locks it.
+    /// Makes the directory where it does not exist, and locks it. A path that ends
+    /// in `instance-*` stands for the first of `instance-1`, `instance-2`, … that
+    /// no other process has: after a restart it is the same one, where all others
+    /// still hold theirs.
     ///
     /// # Errors
     /// Where another process has it, or it cannot be made.
     pub fn lock(path: &Path, settings: StoreSettings) -> Result<StateDirectory> {
-        std::fs::create_dir_all(path).with_context(|| format!("create the state directory {path:?}"))?;
-        let lock = lock(&path.join("lock"))?;
+        if path.file_name().is_some_and(|name| name == ANY_INSTANCE) {
+            for number in 1..=INSTANCES_MAX {
+                let candidate = path.with_file_name(format!("instance-{number}"));
+                if let Some(lock) = make_and_lock(&candidate)? {
+                    return Ok(StateDirectory::new(candidate, true, lock, settings));
+                }
+            }
+            bail!("all of {INSTANCES_MAX} state directories {path:?} are in use");
+        }
+        let Some(lock) = make_and_lock(path)? else {
+            let owner = std::fs::read_to_string(path.join("lock")).unwrap_or_default();
+            bail!(
+                "the state directory {path:?} is in use by process {}: stop it, or give this one a directory of its \
+                 own (STATE_DIR)",
+                owner.trim()
+            );
+        };
+        Ok(StateDirectory::new(path.to_owned(), false, lock, settings))
+    }
+
+    fn new(path: PathBuf, taken: bool, lock: File, settings: StoreSettings) -> StateDirectory {
         let write_buffers_bytes = (settings.memory_bytes / 2).min(WRITE_BUFFERS_BYTES_MAX);
         let cache = Cache::new_lru_cache(settings.memory_bytes);
         let write_buffers = WriteBufferManager::new_write_buffer_manager_with_cache(
@@ -81,19 +113,35 @@ impl StateDirectory {
             false,
             cache.clone(),
         );
-        Ok(StateDirectory {
-            path: path.to_owned(),
+        StateDirectory {
+            path,
+            taken,
             shared: Arc::new(Shared { settings, cache, write_buffers }),
             held: Arc::default(),
             _lock: lock,
-        })
+        }
     }
 
-    /// The id kept in the directory, made at its first use.
+    /// The instance's id: the configured one, else the name of a directory that was
+    /// taken, else one that is kept in the directory and made at its first use.
     ///
     /// # Errors
-    /// Where it cannot be read or written.
-    pub fn instance(&self) -> Result<String> {
+    /// Where it cannot be read or written, or all who take directories would have the same.
+    pub fn instance(&self, configured: Option<&str>) -> Result<String> {
+        match configured {
+            Some(instance) if self.taken => bail!(
+                "a state directory {ANY_INSTANCE} is for processes that are started alike, and all of them would be \
+                 instance {instance:?}: leave runtime.instance empty (INSTANCE_ID), each is then named by its directory"
+            ),
+            Some(instance) => Ok(instance.to_owned()),
+            None if self.taken => {
+                Ok(self.path.file_name().unwrap_or_default().to_string_lossy().into_owned())
+            }
+            None => self.kept_instance(),
+        }
+    }
+
+    fn kept_instance(&self) -> Result<String> {
         let path = self.path.join("instance");
         match std::fs::read_to_string(&path) {
             Ok(instance) if !instance.trim().is_empty() => return Ok(instance.trim().to_owned()),
@@ -136,29 +184,24 @@ impl Store {
     }
 }
 
-fn lock(path: &Path) -> Result<File> {
+/// `None` where another process has it.
+fn make_and_lock(directory: &Path) -> Result<Option<File>> {
+    std::fs::create_dir_all(directory)
+        .with_context(|| format!("create the state directory {directory:?}"))?;
+    let path = directory.join("lock");
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
-        .open(path)
+        .open(&path)
         .with_context(|| format!("open {path:?}"))?;
     match file.try_lock() {
         Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut owner = String::new();
-            file.read_to_string(&mut owner).with_context(|| format!("read {path:?}"))?;
-            bail!(
-                "the state directory {:?} is in use by process {}: stop it, or give this one a directory of its own \
-                 (STATE_DIR)",
-                path.parent().unwrap_or(path),
-                owner.trim()
-            );
-        }
+        Err(TryLockError::WouldBlock) => return Ok(None),
         Err(TryLockError::Error(error)) => return Err(error).with_context(|| format!("lock {path:?}")),
     }
     file.set_len(0).with_context(|| format!("write {path:?}"))?;
     writeln!(file, "{}", std::process::id()).with_context(|| format!("write {path:?}"))?;
-    Ok(file)
+    Ok(Some(file))
 }

@@ -127,10 +127,39 @@ fn a_store_is_open_once_in_a_process() {
 #[test]
 fn the_instance_id_survives_a_restart() {
     let folder = tempfile::tempdir().unwrap();
-    let first = directory(folder.path(), "g").unwrap().instance().unwrap();
-    let second = directory(folder.path(), "g").unwrap().instance().unwrap();
+    let first = directory(folder.path(), "g").unwrap().instance(None).unwrap();
+    let second = directory(folder.path(), "g").unwrap().instance(None).unwrap();
     assert_eq!(first, second);
     assert!(!first.is_empty());
+    assert_eq!(directory(folder.path(), "g").unwrap().instance(Some("mine")).unwrap(), "mine");
+}
+
+#[test]
+fn processes_that_are_started_alike_take_a_directory_each_and_find_it_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let any = folder.path().join("instance-*");
+    let take = || directory(&any, "g").unwrap();
+    let instance = |state: &StateDirectory| state.instance(None).unwrap();
+
+    let (first, second, third) = (take(), take(), take());
+    assert_eq!([&first, &second, &third].map(instance), ["instance-1", "instance-2", "instance-3"]);
+    let mut store = second.open(0).unwrap().unwrap();
+    commit(&mut store, &positions(7, 0));
+    store.close().unwrap();
+    drop(second);
+
+    let again = take();
+    assert_eq!(instance(&again), "instance-2");
+    assert_eq!(again.open(0).unwrap().unwrap().positions(), Some(positions(7, 0)));
+    assert!(!any.exists());
+}
+
+#[test]
+fn processes_that_are_started_alike_may_not_all_have_the_same_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = directory(&folder.path().join("instance-*"), "g").unwrap();
+    let refusal = format!("{:#}", state.instance(Some("a")).unwrap_err());
+    assert!(refusal.contains("INSTANCE_ID"), "{refusal}");
 }
 
 #[test]
