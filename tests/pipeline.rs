@@ -186,7 +186,10 @@ impl Pipeline {
 
     /// Appends records to the raw topic; their offsets are those that they get.
     pub(crate) fn append(&self, raw: impl IntoIterator<Item = RawLine>) {
-        let producer: BaseProducer = client("enable.idempotence", "true").create().expect("a producer");
+        let mut config = client("enable.idempotence", "true");
+        // The topic's limit is to decide, not the client's.
+        let producer: BaseProducer =
+            config.set("message.max.bytes", "10000000").create().expect("a producer");
         let mut fed = self.fed.borrow_mut();
         for mut raw in raw {
             raw.offset = fed.iter().filter(|fed| fed.partition == raw.partition).count() as i64;
