@@ -136,7 +136,14 @@ fn large_records(uid: &str, bytes: usize, random: &mut Random) -> Vec<(&'static 
     let time_ms = 1_767_571_200_000;
     // What does not compress, so that the topic's limit is met.
     let mut noise = |bytes: usize| -> String {
-        (0..bytes).map(|_| char::from(b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_"[random.below(64) as usize])).collect()
+        (0..bytes)
+            .map(|_| {
+                char::from(
+                    b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_"
+                        [random.below(64) as usize],
+                )
+            })
+            .collect()
     };
     let mut filled = |envelope: &dyn Fn(&str) -> serde_json::Value| {
         let without = envelope("").to_string().len();

@@ -32,6 +32,8 @@ mod process;
 mod audit;
 mod bad_input;
 mod crash;
+mod damage;
+mod lost_logs;
 mod owners;
 mod replay;
 mod restore;

@@ -5,6 +5,8 @@
 /// The gaps in the order of commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
+    /// A part of what a store lacks is read, and not written.
+    Restore,
     /// A part of a replay's state is recomputed, nothing of it is sent.
     Rebuild,
     /// Records are polled, nothing is sent.

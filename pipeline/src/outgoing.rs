@@ -310,7 +310,8 @@ mod tests {
     fn what_was_wrong_is_told_in_a_kibibyte_at_most_and_in_whole_characters() {
         let record =
             RawRecord { partition: 0, offset: 7, timestamp_ms: 1, key: None, value: None, headers: &[] };
-        for (why, bytes) in [("short".to_owned(), 5), ("x".repeat(1_024), 1_024), ("€".repeat(90_000), 1_023)] {
+        for (why, bytes) in [("short".to_owned(), 5), ("x".repeat(1_024), 1_024), ("€".repeat(90_000), 1_023)]
+        {
             let mut out = Outbox::default();
             push_dead_letter(&mut out, "ticket.raw", &record, &Unusable { code: Code::KeyMismatch, why });
             let letter = out.records().next().unwrap();

@@ -1,7 +1,6 @@
 //! The state directory: one process at a time, an instance id that survives
 //! restarts, and the partitions' stores with the memory that they share.
 
-use std::collections::HashSet;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{Read, Write};
@@ -12,7 +11,8 @@ use anyhow::{Context, Result, bail};
 use rocksdb::{Cache, WriteBufferManager};
 
 use super::Store;
-use super::disk::{Disk, Held, now_ms};
+use super::disk::{Disk, now_ms};
+use super::held::{Held, Known};
 
 /// Unwritten changes of all stores together take at most so much memory.
 const WRITE_BUFFERS_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -39,7 +39,7 @@ pub struct StoreSettings {
 pub struct StateDirectory {
     path: PathBuf,
     shared: Arc<Shared>,
-    held: Arc<Mutex<HashSet<i32>>>,
+    held: Arc<Mutex<Known>>,
     /// The lock is held as long as this file is open, whatever ends the process.
     _lock: File,
 }
@@ -109,7 +109,7 @@ impl StateDirectory {
     }
 
     /// Opens a partition's store, or makes one; `None` where another worker of
-    /// this process has it open still.
+    /// this process has it open still. One that is damaged is wiped.
     ///
     /// # Errors
     /// Where it cannot be opened, or belongs to another group or topic.
@@ -117,6 +117,18 @@ impl StateDirectory {
         let Some(held) = Held::take(partition, &self.held) else { return Ok(None) };
         let path = self.path.join("stores").join(partition.to_string());
         Disk::open(path, Arc::clone(&self.shared), held).map(|disk| Some(Store::on_disk(disk)))
+    }
+}
+
+impl StateDirectory {
+    /// The same for somebody who only looks: a store that is damaged stays as it is.
+    ///
+    /// # Errors
+    /// Where it is damaged too.
+    pub fn open_to_look(&self, partition: i32) -> Result<Option<Store>> {
+        let Some(held) = Held::take(partition, &self.held) else { return Ok(None) };
+        let path = self.path.join("stores").join(partition.to_string());
+        Disk::open_as_it_is(path, Arc::clone(&self.shared), held).map(|disk| Some(Store::on_disk(disk)))
     }
 }
 
