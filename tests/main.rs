@@ -33,6 +33,7 @@ mod audit;
 mod bad_input;
 mod crash;
 mod damage;
+mod large;
 mod lost_logs;
 mod owners;
 mod replay;
