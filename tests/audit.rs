@@ -143,6 +143,35 @@ fn a_pipeline_that_was_killed_has_lost_and_doubled_nothing() {
 }
 
 #[test]
+fn a_replay_is_known_when_the_ids_log_no_longer_tells_of_it() {
+    let settings = Settings { workers: 1, ..Settings::default() };
+    let pipeline = Pipeline::new("audited-replay", &settings);
+    pipeline.rewrite(|text| {
+        text.replace("\n  brokers:", "\n  consumer:\n    session.timeout.ms: 6000\n  brokers:")
+    });
+    pipeline.feed(&HISTORIES);
+    pipeline.run_until_caught_up();
+    for back in ["-300", "-100"] {
+        pipeline.replay(&["--shift-by", back, "--execute"]);
+        let log = pipeline.run_until_caught_up();
+        assert_eq!(log.lines("rebuilt").len(), 4, "{}", log.0);
+        audit(&pipeline, &["--state"]).assert_clean();
+    }
+    let [_, ids] = pipeline.logs();
+    pipeline.append(in_every_partition("T").iter().map(|uid| opened(uid)));
+    pipeline.run_until_caught_up();
+    // As the window does in time: only the last commit of each partition is left.
+    delete_before(ids, |partition| pipeline.true_end(ids, partition) - 2);
+    audit(&pipeline, &[]).assert_clean();
+    audit(&pipeline, &["--state"]).assert_clean();
+    // The disk is not what knows of it.
+    pipeline.lose_disk("a");
+    pipeline.append(in_every_partition("U").iter().map(|uid| opened(uid)));
+    pipeline.run_until_caught_up();
+    audit(&pipeline, &["--state"]).assert_clean();
+}
+
+#[test]
 fn where_the_raw_topics_head_is_gone_the_audit_says_so_and_proves_the_rest() {
     let pipeline = Pipeline::new("audited-head", &Settings::default());
     let [old, new] = ["old", "new"].map(in_every_partition);
@@ -150,7 +179,7 @@ fn where_the_raw_topics_head_is_gone_the_audit_says_so_and_proves_the_rest() {
     pipeline.append(new.iter().flat_map(|uid| [opened(uid), moved(uid, "closed")]));
     pipeline.append(old.iter().chain(&new).map(|uid| moved(uid, "open")));
     pipeline.run_until_caught_up();
-    delete_before(&pipeline.topic("ticket.raw"), 1);
+    delete_before(&pipeline.topic("ticket.raw"), |_| 1);
 
     let audited = audit(&pipeline, &["--state"]);
     audited.assert_clean();
@@ -446,11 +475,11 @@ fn commit(topology: &Topology, changelog: &[Record]) {
 }
 
 /// Has retention take what is before an offset, in every partition.
-fn delete_before(topic: &str, offset: i64) {
+fn delete_before(topic: &str, offset: impl Fn(i32) -> i64) {
     let admin: AdminClient<DefaultClientContext> = client().create().unwrap();
     let mut list = TopicPartitionList::new();
     for partition in 0..PARTITIONS {
-        list.add_partition_offset(topic, partition, Offset::Offset(offset)).unwrap();
+        list.add_partition_offset(topic, partition, Offset::Offset(offset(partition))).unwrap();
     }
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(admin.delete_records(&list, &AdminOptions::new())).unwrap();

@@ -6,6 +6,7 @@ use ticket_pipeline::lines::RawLine;
 
 use crate::lines::Line;
 use crate::pipeline::{Pipeline, Settings};
+use crate::random::Random;
 use crate::story::{envelope, in_every_partition, moved, opened, record};
 
 /// Each code with records that deserve it.
@@ -96,4 +97,71 @@ fn bad_records_go_to_the_dead_letter_topic_and_good_traffic_goes_on() {
         assert_eq!(changes[uid], expected);
     }
     pipeline.assert_emitted_as_expected();
+}
+
+/// The largest value that the broker takes into the raw topic as it is made, within a few bytes.
+const VALUE_BYTES_MAX: usize = 1_048_400;
+
+#[test]
+fn a_bad_record_as_large_as_the_broker_takes_is_a_dead_letter_like_any_other() {
+    let pipeline = Pipeline::new("bad-large", &Settings::default());
+    let uids = in_every_partition("T");
+    pipeline.append(uids.iter().map(|uid| opened(uid)));
+    let mut random = Random::new();
+    let mut bad = Vec::new();
+    for bytes in [262_143, 262_144, 262_145, VALUE_BYTES_MAX] {
+        for uid in &uids {
+            bad.extend(large_records(uid, bytes, &mut random));
+        }
+    }
+    pipeline.append(bad.iter().map(|(_, record)| record.clone()));
+    pipeline.append(uids.iter().map(|uid| moved(uid, "closed")));
+    let log = pipeline.run_until_caught_up();
+    assert_eq!(log.total("dead_letters"), bad.len() as i64, "{}", log.0);
+    let emitted = pipeline.emitted();
+    for (code, record) in &bad {
+        let is_it = |line: &&Line| line.topic == "ticket.dlq" && line.value == record.value;
+        let line = emitted.iter().find(is_it).expect("it is in the dead-letter topic, untouched");
+        assert_eq!(line.header("__streams.errors.exception").as_deref(), Some(*code));
+    }
+    let changes = pipeline.changes();
+    for uid in &uids {
+        assert_eq!(changes[uid], ["status: open -> closed"]);
+    }
+    pipeline.assert_emitted_as_expected();
+}
+
+/// Values of so many bytes, most of which the reason for the refusal could quote.
+fn large_records(uid: &str, bytes: usize, random: &mut Random) -> Vec<(&'static str, RawLine)> {
+    let time_ms = 1_767_571_200_000;
+    // What does not compress, so that the topic's limit is met.
+    let mut noise = |bytes: usize| -> String {
+        (0..bytes)
+            .map(|_| {
+                char::from(
+                    b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_"
+                        [random.below(64) as usize],
+                )
+            })
+            .collect()
+    };
+    let mut filled = |envelope: &dyn Fn(&str) -> serde_json::Value| {
+        let without = envelope("").to_string().len();
+        record(uid, envelope(&noise(bytes - without)).to_string().as_bytes())
+    };
+    let ticket = json!({"id": uid, "status": "open"});
+    let event_type = filled(&|noise| envelope("bad", &format!("ticket:{noise}"), time_ms, ticket.clone()));
+    let timestamp = filled(&|noise| {
+        let mut envelope = envelope("bad", "ticket:updated", time_ms, ticket.clone());
+        envelope["timestamp"] = noise.into();
+        envelope
+    });
+    let uid_of_another =
+        filled(&|noise| envelope("bad", "ticket:updated", time_ms, json!({"id": format!("{uid}{noise}")})));
+    vec![
+        ("unknown_event_type", event_type),
+        ("bad_timestamp", timestamp),
+        ("key_mismatch", uid_of_another),
+        ("not_json", record(uid, noise(bytes).as_bytes())),
+    ]
 }

@@ -153,6 +153,20 @@ impl Pipeline {
         self.folder.join("topology.yaml")
     }
 
+    pub(crate) fn group(&self) -> &str {
+        &self.group
+    }
+
+    /// The changelog and the ids log, by their names on the broker.
+    pub(crate) fn logs(&self) -> [&str; 2] {
+        [&self.topology.changelog_topic, &self.topology.ids_topic]
+    }
+
+    /// Where a partition ends, markers of transactions and all.
+    pub(crate) fn true_end(&self, topic: &str, partition: i32) -> i64 {
+        self.asker().fetch_watermarks(topic, partition, ANSWER_TIMEOUT).expect("the broker answers").1
+    }
+
     /// The topic's name on the broker.
     pub(crate) fn topic(&self, name: &str) -> String {
         if name == RAW_TOPIC { self.raw_topic.clone() } else { format!("{}.{name}", self.group) }
@@ -258,6 +272,17 @@ impl Pipeline {
                 .expect("a consumer");
         member.subscribe(&[&self.raw_topic]).expect("the topic can be subscribed to");
         member
+    }
+
+    /// As on a disk that is full: no file grows beyond about so much.
+    pub(crate) fn start_on_small_disk(&self, instance: &str, file_kib_max: u32) -> Process {
+        let binary = self.binary(instance);
+        let mut limited = Command::new("sh");
+        // Where the signal is ignored, writing on is an error like any other.
+        let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$0\" \"$@\"", 2 * file_kib_max);
+        limited.args(["-c", &script]).arg(binary.get_program()).args(binary.get_args());
+        limited.envs(binary.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        self.spawn(limited.env_remove("RUST_LOG").stdin(Stdio::null()), instance, &[])
     }
 
     fn spawn(&self, binary: &mut Command, instance: &str, arguments: &[&str]) -> Process {
@@ -637,7 +662,9 @@ fn topology_text(group: &str, raw_topic: &str, settings: &Settings) -> String {
 }
 
 fn produce(topic: &str, records: &[RawLine]) {
-    let producer: BaseProducer = client("enable.idempotence", "true").create().expect("a producer");
+    let mut config = client("enable.idempotence", "true");
+    // The topic's limit is to decide, not the client's.
+    let producer: BaseProducer = config.set("message.max.bytes", "10000000").create().expect("a producer");
     for raw in records {
         let mut headers = OwnedHeaders::new();
         for (name, value) in &raw.headers {

@@ -37,6 +37,14 @@ impl Process {
         self.child.try_wait().expect("the process is ours").is_none()
     }
 
+    /// The most memory that it has had so far.
+    pub(crate) fn peak_memory_mb(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it lives");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = peak.and_then(|peak| peak.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+        kib.expect("the kernel says so") / 1024
+    }
+
     /// kill -9, of a process that lives.
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("the process can be killed");

@@ -15,6 +15,7 @@ mod memory;
 mod rebuild;
 mod report;
 mod restart;
+mod restore;
 mod throughput;
 
 use contestant::{Kind, Settings};
@@ -49,6 +50,8 @@ enum Command {
     Rebuild(Throughput),
     /// What memory grows with: tickets, and event ids in the window.
     Memory(Memory),
+    /// The state removed: how fast it is restored from the log.
+    Restore(Restore),
     /// The bare copy that the pipeline is measured against.
     Limit(limit::Limit),
     /// The pure core over real stores, without Kafka: what a profiler runs.
@@ -145,6 +148,17 @@ struct Memory {
 }
 
 #[derive(Debug, Args)]
+#[command(args_override_self = true)]
+struct Restore {
+    #[command(flatten)]
+    setting: Setting,
+    #[arg(long, default_value_t = 300_000)]
+    tickets: u64,
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+}
+
+#[derive(Debug, Args)]
 struct Core {
     #[arg(long, default_value_t = 100_000)]
     events: u64,
@@ -196,6 +210,11 @@ fn main() -> Result<()> {
             let cases: Vec<(u64, u64)> =
                 by_tickets.chain(events.iter().map(|events| (few, *events))).collect();
             setting.write_json(&memory::run(&settings, &histories, &cases)?)
+        }
+        Command::Restore(restore) => {
+            let (histories, setting) = (read()?, &restore.setting);
+            let settings = setting.settings(&histories)?;
+            setting.write_json(&restore::run(&settings, &histories, restore.tickets, restore.rounds)?)
         }
     }
 }

@@ -18,6 +18,17 @@ const KIND_RECOMPUTED: u8 = 2;
 /// transaction with more of them writes several records.
 pub const IDS_MAX: usize = 14_000;
 
+/// Under this key the changelog holds the replays of a partition that came to
+/// their end: the ids log is cut, and a compacted topic is not. It is no ticket's,
+/// whose uid is UTF-8; the store keeps it like an entry.
+pub const REPLAYS_KEY: &[u8] = b"\xffreplays";
+
+/// It is told from an entry by its first byte.
+const REPLAYS_VERSION: u8 = 0x81;
+
+/// Of more replays the oldest are forgotten, so that the record stays below 1 MiB.
+const REPLAYS_MAX: usize = 200;
+
 /// A record of the ids log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum IdsRecord {
@@ -76,16 +87,9 @@ impl IdsRecord {
                     before = *seen;
                 }
             }
-            IdsRecord::Rebuilding(Rebuilding { from, to, output_ends }) => {
+            IdsRecord::Rebuilding(rebuilding) => {
                 bytes.push(KIND_REBUILDING);
-                write_number(&mut bytes, *from);
-                write_number(&mut bytes, *to);
-                for (topic, ends) in output_ends {
-                    write_length(&mut bytes, topic.len());
-                    bytes.extend_from_slice(topic.as_bytes());
-                    write_length(&mut bytes, ends.len());
-                    ends.iter().for_each(|end| write_number(&mut bytes, *end));
-                }
+                write_rebuilding(&mut bytes, rebuilding);
             }
         }
         bytes
@@ -114,6 +118,56 @@ impl IdsRecord {
                  that wrote it"
             ),
         }
+    }
+}
+
+/// The record under [`REPLAYS_KEY`]: what it was, if it was, and one replay more.
+///
+/// # Errors
+/// Where what it was cannot be read.
+pub fn add_replay(before: Option<&[u8]>, replay: Rebuilding) -> Result<Vec<u8>> {
+    let mut replays = before.map_or(Ok(Vec::new()), read_replays)?;
+    replays.push(replay);
+    let mut bytes = vec![REPLAYS_VERSION];
+    for replay in replays.iter().skip(replays.len().saturating_sub(REPLAYS_MAX)) {
+        let mut one = Vec::new();
+        write_rebuilding(&mut one, replay);
+        write_length(&mut bytes, one.len());
+        bytes.append(&mut one);
+    }
+    Ok(bytes)
+}
+
+/// The replays of a record under [`REPLAYS_KEY`], in their order.
+///
+/// # Errors
+/// Where it cannot be read.
+pub fn read_replays(bytes: &[u8]) -> Result<Vec<Rebuilding>> {
+    let (version, mut bytes) = bytes.split_first().context("the record of replays is empty")?;
+    ensure!(
+        *version == REPLAYS_VERSION,
+        "the record of replays is of version {version}, and this program reads version {REPLAYS_VERSION}: run the newer \
+         program that wrote it"
+    );
+    let mut replays = Vec::new();
+    while !bytes.is_empty() {
+        let length = read_length(&mut bytes)?;
+        let (one, rest) =
+            bytes.split_at_checked(length).context("the record of replays ends within a replay")?;
+        bytes = rest;
+        replays.push(decode_rebuilding(one)?);
+    }
+    Ok(replays)
+}
+
+fn write_rebuilding(bytes: &mut Vec<u8>, Rebuilding { from, to, output_ends }: &Rebuilding) {
+    write_number(bytes, *from);
+    write_number(bytes, *to);
+    for (topic, ends) in output_ends {
+        write_length(bytes, topic.len());
+        bytes.extend_from_slice(topic.as_bytes());
+        write_length(bytes, ends.len());
+        ends.iter().for_each(|end| write_number(bytes, *end));
     }
 }
 
@@ -254,8 +308,22 @@ mod tests {
         }
 
         #[test]
+        fn the_last_replays_are_kept_in_their_order(count in 0..300i64) {
+            let replay = |from| Rebuilding { from, to: from / 2, output_ends: vec![("t".into(), vec![from])] };
+            let mut bytes = None;
+            for from in 0..count {
+                bytes = Some(add_replay(bytes.as_deref(), replay(from)).unwrap());
+            }
+            let kept = bytes.map_or(Vec::new(), |bytes| read_replays(&bytes).unwrap());
+            let first = (count - 200).max(0);
+            prop_assert_eq!(kept, (first..count).map(replay).collect::<Vec<_>>());
+        }
+
+        #[test]
         fn whatever_bytes_come_nothing_panics(head in 0u8..3, kind in 0u8..4, bytes in prop::collection::vec(any::<u8>(), 0..80)) {
             let _ = IdsRecord::decode(&bytes);
+            let _ = read_replays(&bytes);
+            let _ = read_replays(&[&[REPLAYS_VERSION], bytes.as_slice()].concat());
             let _ = IdsRecord::decode(&[&[head, kind], bytes.as_slice()].concat());
         }
 

@@ -5,7 +5,7 @@
 /// The gaps in the order of commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Part of what a store lacks is read and written to it.
+    /// A part of what a store lacks is read, and not written.
     Restore,
     /// A part of a replay's state is recomputed, nothing of it is sent.
     Rebuild,

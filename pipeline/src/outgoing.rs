@@ -43,6 +43,10 @@ const ERROR_TOPIC: &str = "__streams.errors.topic";
 const ERROR_PARTITION: &str = "__streams.errors.partition";
 const ERROR_OFFSET: &str = "__streams.errors.offset";
 
+/// What was wrong may quote the record, and a quoted record must not outgrow
+/// the dead-letter topic: it has 64 KiB more than the raw topic for these headers.
+const MESSAGE_BYTES_MAX: usize = 1_024;
+
 /// A derived event, but for its source.
 #[derive(Debug)]
 pub struct Derived<'a> {
@@ -316,7 +320,12 @@ pub fn push_dead_letter(out: &mut Outbox, source_topic: &str, record: &RawRecord
     put(ERROR_PARTITION, &record.partition.to_string());
     put(ERROR_OFFSET, &record.offset.to_string());
     put("__streams.errors.exception", unusable.code.as_str());
-    put("__streams.errors.message", &unusable.why);
+    put("__streams.errors.message", beginning(&unusable.why));
+}
+
+/// As much of a text as fits into the header, in whole characters.
+fn beginning(text: &str) -> &str {
+    (0..=MESSAGE_BYTES_MAX.min(text.len())).rev().find_map(|end| text.get(..end)).unwrap_or_default()
 }
 
 /// Partition and offset of the raw record that a dead letter of this topic is.
@@ -330,4 +339,26 @@ pub fn dead_letter_place(headers: &[Header<'_>], source_topic: &str) -> Option<(
     let is_of_topic = text(ERROR_TOPIC)? == source_topic;
     let place = (text(ERROR_PARTITION)?.parse().ok()?, text(ERROR_OFFSET)?.parse().ok()?);
     is_of_topic.then_some(place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::envelope::Code;
+
+    #[test]
+    fn what_was_wrong_is_told_in_a_kibibyte_at_most_and_in_whole_characters() {
+        let record =
+            RawRecord { partition: 0, offset: 7, timestamp_ms: 1, key: None, value: None, headers: &[] };
+        for (why, bytes) in [("short".to_owned(), 5), ("x".repeat(1_024), 1_024), ("€".repeat(90_000), 1_023)]
+        {
+            let mut out = Outbox::default();
+            push_dead_letter(&mut out, "ticket.raw", &record, &Unusable { code: Code::KeyMismatch, why });
+            let letter = out.records().next().unwrap();
+            let (name, message) = letter.headers().last().unwrap();
+            assert_eq!(name, b"__streams.errors.message");
+            let message = std::str::from_utf8(message.unwrap()).unwrap();
+            assert_eq!(message.len(), bytes);
+        }
+    }
 }

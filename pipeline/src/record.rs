@@ -157,6 +157,12 @@ impl Outbox {
         self.records.clear();
     }
 
+    /// How large they are together.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// The records, in the order of emission.
     pub fn records(&self) -> impl ExactSizeIterator<Item = OutgoingRecord<'_>> {
         self.records.iter().map(|record| OutgoingRecord {

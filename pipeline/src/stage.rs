@@ -93,14 +93,21 @@ impl Work {
         }
     }
 
-    /// One record in; what is to be sent into `out` (cleared first).
+    /// One record in; what is to be sent into `out` (cleared first), handed to `part`
+    /// on the way where it is more than `part_bytes_max`.
     ///
     /// # Errors
     /// Only where the store cannot be read; bad input is an outcome.
-    pub fn process(&mut self, record: &RawRecord<'_>, out: &mut Outbox) -> Result<Outcome> {
+    pub fn process_in_parts(
+        &mut self,
+        record: &RawRecord<'_>,
+        out: &mut Outbox,
+        part_bytes_max: usize,
+        part: &mut dyn FnMut(&Outbox),
+    ) -> Result<Outcome> {
         match self {
             Work::Rekey(rekey) => Ok(rekey.process(record, out)),
-            Work::Tickets(task) => task.process(record, out),
+            Work::Tickets(task) => task.process_in_parts(record, out, part_bytes_max, part),
         }
     }
 

@@ -90,6 +90,23 @@ impl Task {
     /// # Errors
     /// Only where the store cannot be read; bad input is an outcome.
     pub fn process(&mut self, record: &RawRecord<'_>, out: &mut Outbox) -> Result<Outcome> {
+        self.process_in_parts(record, out, usize::MAX, &mut |_| {})
+    }
+
+    /// The same in bounded memory: one record may make gigabytes, for each of its
+    /// derived events repeats the ticket. Whenever `out` holds `part_bytes_max` it
+    /// is handed to `part` and cleared; at the end it holds the last part. Nothing
+    /// is handed over before it is certain that everything fits.
+    ///
+    /// # Errors
+    /// Only where the store cannot be read; what befalls a part is for `part` to remember.
+    pub fn process_in_parts(
+        &mut self,
+        record: &RawRecord<'_>,
+        out: &mut Outbox,
+        part_bytes_max: usize,
+        part: &mut dyn FnMut(&Outbox),
+    ) -> Result<Outcome> {
         out.clear();
         self.pass(record.timestamp_ms);
         let forgotten_before_ms = self.forgotten_before_ms();
@@ -146,9 +163,10 @@ impl Task {
             envelope: &envelope,
             record: &raw,
             partitions: self.partitions,
+            part_bytes_max,
             truncated: 0,
         };
-        if let Err(unusable) = emission.emit(&transition, &mut self.value, out) {
+        if let Err(unusable) = emission.emit(&transition, &mut self.value, out, part) {
             return dead_letter(out, &unusable);
         }
         let outcome = Outcome {
@@ -224,28 +242,54 @@ fn event_hash(event_id: &str) -> EventHash {
     *blake3::hash(event_id.as_bytes()).as_bytes().first_chunk().expect("a BLAKE3 hash has 32 bytes")
 }
 
+/// A derived event whose value is written.
+struct Written<'t> {
+    name: &'t str,
+    id: String,
+}
+
 /// Puts what one ticket event emits into the outbox.
 struct Emission<'a> {
     topology: &'a Topology,
     envelope: &'a Envelope<'a>,
     record: &'a RawRecord<'a>,
     partitions: i32,
+    part_bytes_max: usize,
     truncated: u32,
 }
 
-impl Emission<'_> {
+impl<'a> Emission<'a> {
     fn emit(
         &mut self,
         transition: &Transition<'_>,
         value: &mut Vec<u8>,
         out: &mut Outbox,
+        part: &mut dyn FnMut(&Outbox),
     ) -> Result<(), Unusable> {
         if !transition.dropped {
             self.forward(transition.late, out)?;
         }
+        let snapshot = transition.previous_snapshot;
         let total = transition.derived.len();
-        for (index, event) in transition.derived.iter().enumerate() {
-            self.derive(event, (index + 1, total), transition.previous_snapshot, value, out)?;
+        let mut events = (1..).zip(&transition.derived);
+        // What fits into the first part.
+        for (position, event) in events.by_ref() {
+            self.derive(event, (position, total), snapshot, value, out)?;
+            if out.size_bytes() >= self.part_bytes_max {
+                break;
+            }
+        }
+        let rest = events.clone();
+        for (position, event) in events {
+            let Some(written) = self.write(event, (position, total), snapshot, value) else { continue };
+            self.fit(value, written.name, Spare::Change)?;
+        }
+        for (position, event) in rest {
+            if out.size_bytes() >= self.part_bytes_max {
+                part(out);
+                out.clear();
+            }
+            self.derive(event, (position, total), snapshot, value, out)?;
         }
         Ok(())
     }
@@ -269,17 +313,35 @@ impl Emission<'_> {
     fn derive(
         &mut self,
         event: &DerivedEvent<'_>,
-        (position, total): (usize, usize),
+        place: (usize, usize),
         previous_snapshot: Option<&str>,
         value: &mut Vec<u8>,
         out: &mut Outbox,
     ) -> Result<(), Unusable> {
         let (envelope, record) = (self.envelope, self.record);
-        let (Some(rule), Some(event_type)) =
-            (self.topology.rules.get(event.rule), self.topology.event_types.get(event.event_type))
-        else {
+        let Some(Written { name, id }) = self.write(event, place, previous_snapshot, value) else {
             return Ok(());
         };
+        let cut = self.cut(value, &id, name, Spare::Change)?;
+        let value = cut.as_ref().map_or(&*value, |cut| &cut.value);
+        let pointers = cut.as_ref().map(|cut| cut.pointers.as_slice());
+        out.push(&self.draft(Destination::Event(event.event_type), Origin::Derived, value));
+        let headers = Headers { envelope, record, cloudevents: self.topology.policies.cloudevents };
+        headers.of_derived(out, name, &id, pointers);
+        Ok(())
+    }
+
+    /// A derived event's value, before it is cut; `None` for an event that the topology lacks.
+    fn write(
+        &self,
+        event: &DerivedEvent<'_>,
+        (position, total): (usize, usize),
+        previous_snapshot: Option<&str>,
+        value: &mut Vec<u8>,
+    ) -> Option<Written<'a>> {
+        let Emission { topology, envelope, record, .. } = *self;
+        let rule = topology.rules.get(event.rule)?;
+        let event_type = topology.event_types.get(event.event_type)?;
         let previous_ticket = match event.previous_from {
             PreviousFrom::Event => envelope.previous_ticket.map(|ticket| ticket.raw()),
             PreviousFrom::Store => previous_snapshot,
@@ -296,14 +358,8 @@ impl Emission<'_> {
             position,
             total,
         };
-        outgoing::write_derived(value, envelope, &self.topology.source.topic, record, &derived);
-        let cut = self.cut(value, &id, &event_type.name, Spare::Change)?;
-        let value = cut.as_ref().map_or(&*value, |cut| &cut.value);
-        let pointers = cut.as_ref().map(|cut| cut.pointers.as_slice());
-        out.push(&self.draft(Destination::Event(event.event_type), Origin::Derived, value));
-        let headers = Headers { envelope, record, cloudevents: self.topology.policies.cloudevents };
-        headers.of_derived(out, &event_type.name, &id, pointers);
-        Ok(())
+        outgoing::write_derived(value, envelope, &topology.source.topic, record, &derived);
+        Some(Written { name: &event_type.name, id })
     }
 
     /// `None` where the record fits as it is.
@@ -314,6 +370,22 @@ impl Emission<'_> {
         name: &str,
         spare: Spare,
     ) -> Result<Option<truncate::Cut>, Unusable> {
+        let cut = self.fit(text, name, spare)?;
+        if cut.is_some() {
+            let ticket = &*self.envelope.uid;
+            tracing::warn!(
+                event_id = id,
+                event_type = name,
+                ticket,
+                bytes = text.len(),
+                "record cut to the size limit"
+            );
+            self.truncated += 1;
+        }
+        Ok(cut)
+    }
+
+    fn fit(&self, text: &[u8], name: &str, spare: Spare) -> Result<Option<truncate::Cut>, Unusable> {
         let limit = self.topology.limits.record_bytes_max;
         if text.len() <= limit {
             return Ok(None);
@@ -322,15 +394,6 @@ impl Emission<'_> {
             code: Code::PayloadTooLarge,
             why: format!("a record of type {name} with {} bytes cannot be cut to {limit}", text.len()),
         })?;
-        let ticket = &*self.envelope.uid;
-        tracing::warn!(
-            event_id = id,
-            event_type = name,
-            ticket,
-            bytes = text.len(),
-            "record cut to the size limit"
-        );
-        self.truncated += 1;
         Ok(Some(cut))
     }
 

@@ -1,7 +1,8 @@
 //! The runs of an input partition: a replay doubles by design, so what must be
 //! in the outputs is what each run emitted, one run after the other.
 //!
-//! It does not know how a replay is made, only what it leaves behind.
+//! It does not know how a replay is made, only what it leaves behind: records in
+//! the ids log, and behind the cut of that log a record in the changelog.
 
 use std::collections::HashMap;
 
@@ -28,6 +29,12 @@ pub struct Replays {
 }
 
 impl Replays {
+    /// Those that came to their end.
+    #[must_use]
+    pub fn done(done: Vec<Rebuilding>) -> Replays {
+        Replays { done, begun: None }
+    }
+
     /// Takes the log's next record.
     pub fn take(&mut self, record: IdsRecord) {
         match record {

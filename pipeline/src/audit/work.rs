@@ -1,11 +1,12 @@
 //! The reading: every input partition recomputed and every output topic read,
 //! side by side on a few threads, into sorted rows.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use rdkafka::Message;
 
 use super::cut::{Input, Output};
@@ -17,10 +18,13 @@ use super::rows::{Digests, Proof, Row, Spool};
 use super::runs::{Replays, Run};
 use super::state::{StateReport, States};
 use super::{Audit, head, reading};
-use crate::commit_record::IdsRecord;
+use crate::commit_record::{IdsRecord, REPLAYS_KEY, Rebuilding, read_replays};
 use crate::stage::Stage;
 use crate::store::Store;
 use crate::topology::{KeyedBy, Topology};
+
+/// Compaction may have taken what was there at the cut.
+const REPLAYED_MEANWHILE: &str = "a replay came to its end while this audit ran: run it again";
 
 /// What the reading came to.
 #[derive(Debug, Default)]
@@ -107,7 +111,7 @@ impl Audit<'_> {
     fn input(&self, input: &Input, spool: &mut Spool, work: &mut Work) -> Result<()> {
         let store = self.store_on_disk(input.partition)?;
         let changelog = self.changelog(input, store.as_ref())?;
-        let runs = self.replays(input)?.runs(input.low, input.committed);
+        let runs = self.replays(input, changelog.as_ref())?.runs(input.low, input.committed);
         let topics = Topics::new(&self.topology, &self.cut.outputs);
         let recomputation = self.recomputation(input, changelog.as_ref());
         let recomputed = recomputation.run(
@@ -147,18 +151,46 @@ impl Audit<'_> {
         Rekeying { topology: &self.topology, cut: &self.cut, input, progress: self.progress }
     }
 
-    /// What the ids log tells of replays, as far as it reaches back.
-    fn replays(&self, input: &Input) -> Result<Replays> {
+    /// What the ids log tells of replays, or the changelog where that log is cut.
+    fn replays(&self, input: &Input, changelog: Option<&Changelog>) -> Result<Replays> {
         let mut replays = Replays::default();
         let Some(ends) = input.ends else { return Ok(replays) };
         let (partition, topic) = (input.partition, &self.topology.ids_topic);
         let (from, _) = head::bounds(&self.topology, topic, partition)?;
+        if from > 0 {
+            return self.replays_of_changelog(partition, ends.changelog, changelog).map(Replays::done);
+        }
         let range = Range { partition, from, to: ends.ids };
         reading::read(&self.topology, topic, &[range], self.progress, |record| {
             replays.take(IdsRecord::decode(record.payload().unwrap_or_default())?);
             Ok(())
         })?;
         Ok(replays)
+    }
+
+    fn replays_of_changelog(
+        &self,
+        partition: i32,
+        end: i64,
+        changelog: Option<&Changelog>,
+    ) -> Result<Vec<Rebuilding>> {
+        let mut found = None;
+        if let Some(changelog) = changelog {
+            found = changelog.store.entry(REPLAYS_KEY)?.map(Cow::into_owned);
+            ensure!(!changelog.moved_on.contains(REPLAYS_KEY), REPLAYED_MEANWHILE);
+        } else {
+            let topic = &self.topology.changelog_topic;
+            let (from, stable) = head::bounds(&self.topology, topic, partition)?;
+            let range = Range { partition, from, to: stable };
+            reading::read(&self.topology, topic, &[range], self.progress, |record| {
+                if record.key() == Some(REPLAYS_KEY) {
+                    ensure!(record.offset() < end, REPLAYED_MEANWHILE);
+                    found = record.payload().map(<[u8]>::to_vec);
+                }
+                Ok(())
+            })?;
+        }
+        found.map_or(Ok(Vec::new()), |bytes| read_replays(&bytes))
     }
 
     pub(super) fn recomputation<'r>(
@@ -190,7 +222,7 @@ impl Audit<'_> {
         let Some(state) = &self.state else { return Ok(None) };
         // Opening makes a store where there is none.
         let path = self.topology.state.dir.join("stores").join(partition.to_string());
-        if path.is_dir() { state.open(partition) } else { Ok(None) }
+        if path.is_dir() { state.open_to_look(partition) } else { Ok(None) }
     }
 }
 

@@ -23,10 +23,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 
-use crate::commit_record::{CommitRecord, Ends, IDS_MAX, IdsRecord, Rebuilding};
+use crate::commit_record::{CommitRecord, Ends, IDS_MAX, IdsRecord, REPLAYS_KEY, Rebuilding, add_replay};
 use crate::crash::{self, Step};
 use crate::restore::{Replay, Restored, Setup};
-use crate::store::Positions;
+use crate::store::{Positions, Reset};
 use crate::transaction::{Moved, Producer, Trouble};
 use reading::{RawReader, StreamTimeReader, output_ends};
 use recompute::Recompute;
@@ -173,6 +173,7 @@ impl Rebuild {
                 }
                 if self.read_up_to >= self.position {
                     self.recompute.finish()?;
+                    self.note_replay(setup)?;
                     self.stage = Stage::End;
                     return Ok(());
                 }
@@ -198,6 +199,17 @@ impl Rebuild {
                 return Err(Trouble::Stop(anyhow!("rebuild partition {} again", self.partition)));
             }
         }
+        Ok(())
+    }
+
+    /// The ids log tells of the replay until it is cut; who audits later must know of it too.
+    /// Since its beginning nothing of the partition was emitted, so the outputs end where they did.
+    fn note_replay(&mut self, setup: &Setup) -> Result<(), Trouble> {
+        let Reset { from, to } = self.replay.reset;
+        let replay = Rebuilding { from, to, output_ends: output_ends(setup)? };
+        let store = self.recompute.store();
+        let replays = add_replay(store.entry(REPLAYS_KEY)?.as_deref(), replay)?;
+        store.put_entry(REPLAYS_KEY, Some(replays));
         Ok(())
     }
 

@@ -56,6 +56,9 @@ const TICKETS_MAX: usize = 4_000_000;
 const NOTED_MAX: usize = 4_000_000;
 const NOTED_PRUNE_MIN: usize = 65_536;
 
+/// What is emitted is thrown away, and in portions like this where it is much.
+const OUTBOX_BYTES_MAX: usize = 8 * 1024 * 1024;
+
 /// What was done.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -204,7 +207,7 @@ impl Recompute {
             self.later.insert(id, later);
         }
         self.counts.processed += 1;
-        self.task.process(record, &mut self.outbox)?;
+        self.task.process_in_parts(record, &mut self.outbox, OUTBOX_BYTES_MAX, &mut |_| {})?;
         Ok(())
     }
 

@@ -3,30 +3,32 @@
 //!
 //! The committed offset's metadata names the ends of changelog and ids log that
 //! belong to it; the difference between them and the store's positions is read.
-//! It advances in bounded steps, so that its worker keeps polling. Where the
+//! It advances in bounded steps, and reads on a thread of its own, so that its
+//! worker keeps polling. Where the
 //! committed offset was moved back it says so; how a state is made anew is
 //! [`crate::rebuild`]'s to know. It does not know tasks, nor what an entry means.
 
 mod plan;
 mod reader;
+mod reading;
 mod rekeying;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 
-use crate::clients;
+use crate::clients::{self, Logs};
 use crate::commit_record::Ends;
-use crate::crash::{self, Step};
-use crate::store::{Positions, Reset, StateDirectory, Store, Writes};
+use crate::store::{Positions, Reset, StateDirectory, Store};
 use crate::topology::TRANSACTION_TIMEOUT_MS;
 use crate::topology::Topology;
 use crate::transaction::Trouble;
 use plan::{Plan, Start};
-use reader::{Committed, Log, Reader, committed};
+use reader::{Committed, committed};
 pub(crate) use reader::{create, is_passing, watermarks};
+use reading::{Read, Reading};
 pub use rekeying::Resume;
 
 /// While a transaction holds offsets back, asking for them blocks; the worker
@@ -70,8 +72,10 @@ enum Stage {
     Committed(Store),
     /// The log's last stable offset may lie before what is committed.
     Settle(Course),
-    /// First the changelog, then the ids log.
-    Read(Course, Positions, Option<Reader>),
+    /// What is to be read is known, and by whom is not.
+    Ready(Course, Positions),
+    /// A thread reads it.
+    Read(Reading),
     /// Handed over.
     Done,
 }
@@ -82,6 +86,8 @@ struct Course {
     store: Store,
     committed: Option<Committed>,
     targets: Ends,
+    /// The ids log begins behind what the store has of it.
+    ids_begin_late: bool,
 }
 
 #[derive(Debug, Default)]
@@ -113,8 +119,10 @@ impl Waiting {
 pub enum Progress {
     /// Something else has to happen first; the same step is to be tried again.
     Waiting,
-    /// So many records are left to read, at most.
+    /// The next step can be taken at once; so many records are left to read, at most.
     Left(i64),
+    /// A thread reads, or will; the step is to be tried again. So many records are left, at most.
+    Reading(i64),
     /// The store is where it should be.
     Done(Box<Restored>),
 }
@@ -170,14 +178,24 @@ impl Restore {
         self.partition
     }
 
-    /// Takes one step. `consumer` is the worker's, a member of the group.
+    /// Whether a thread of its own is reading.
+    #[must_use]
+    pub fn is_reading(&self) -> bool {
+        matches!(self.stage, Stage::Read(_))
+    }
+
+    /// Takes one step. `consumer` is the worker's, a member of the group; `asker`
+    /// fetches nothing, so that no question waits behind a fetch; `may_read` says
+    /// that one more thread may read now.
     ///
     /// # Errors
     /// Where Kafka or the disk says what no further step can mend.
     pub fn step<C: ConsumerContext>(
         &mut self,
-        setup: &Setup,
+        setup: &Arc<Setup>,
         consumer: &BaseConsumer<C>,
+        asker: &BaseConsumer<Logs>,
+        may_read: bool,
     ) -> Result<Progress, Trouble> {
         match std::mem::replace(&mut self.stage, Stage::Done) {
             Stage::Open => match setup.state.open(self.partition)? {
@@ -185,8 +203,16 @@ impl Restore {
                 None => self.wait(Stage::Open, "its store is still open in another worker"),
             },
             Stage::Committed(store) => self.ask_committed(setup, consumer, store),
-            Stage::Settle(course) => self.settle(setup, consumer, course),
-            Stage::Read(course, positions, reader) => self.read(setup, consumer, course, positions, reader),
+            Stage::Settle(course) => self.settle(setup, asker, course),
+            Stage::Ready(course, positions) if !may_read => {
+                self.stage = Stage::Ready(course, positions);
+                Ok(Progress::Reading(0))
+            }
+            Stage::Ready(course, positions) => {
+                self.stage = Stage::Read(Reading::begin(setup, self.partition, course, positions)?);
+                Ok(Progress::Left(0))
+            }
+            Stage::Read(reading) => self.read(setup, asker, reading),
             Stage::Done => Err(Trouble::Stop(anyhow!("restore partition {} again", self.partition))),
         }
     }
@@ -217,7 +243,7 @@ impl Restore {
                     Some(ends) => ends,
                     None => self.true_ends(setup)?,
                 };
-                self.go_on(Stage::Settle(Course { store, committed, targets }))
+                self.go_on(Stage::Settle(Course { store, committed, targets, ids_begin_late: false }))
             }
             Err(Trouble::Again(why)) => self.wait(Stage::Committed(store), &why),
             Err(trouble) => Err(trouble),
@@ -233,38 +259,36 @@ impl Restore {
         })
     }
 
-    fn settle<C: ConsumerContext>(
+    fn settle(
         &mut self,
         setup: &Setup,
-        consumer: &BaseConsumer<C>,
+        asker: &BaseConsumer<Logs>,
         mut course: Course,
     ) -> Result<Progress, Trouble> {
         let targets = course.targets;
         let at = course.store.positions();
-        if at.is_some_and(|at| at.changelog == targets.changelog && at.ids == targets.ids) {
-            return self.finish(setup, consumer, course);
-        }
         let topology = &setup.topology;
-        let reader = create(&clients::log_reader(topology))?;
-        let (changelog_low, changelog_stable) =
-            watermarks(&reader, &topology.changelog_topic, self.partition)?;
-        let (ids_low, ids_stable) = watermarks(&reader, &topology.ids_topic, self.partition)?;
+        let (changelog_low, changelog_stable) = watermarks(asker, &topology.changelog_topic, self.partition)?;
+        let (ids_low, ids_stable) = watermarks(asker, &topology.ids_topic, self.partition)?;
         if changelog_stable < targets.changelog || ids_stable < targets.ids {
             let ends = self.true_ends(setup)?;
             if ends.changelog < targets.changelog || ends.ids < targets.ids {
-                return Err(Trouble::Stop(anyhow!(
-                    "restore partition {}: the committed offset belongs to {targets:?} of {} and {}, which end at {ends:?}: \
-                     they have lost records. Restore the topics; or, to begin without state, delete both, run \
-                     `ticket-pipeline topics apply` and reset the group's offsets",
-                    self.partition,
-                    topology.changelog_topic,
-                    topology.ids_topic
-                )));
+                let what = format!("the committed offset belongs to {targets:?}, and they end at {ends:?}");
+                return Err(self.lost_records(setup, &what));
             }
             return self.wait(Stage::Settle(course), "a transaction is not decided");
         }
         let lows = Ends { changelog: changelog_low, ids: ids_low };
+        self.look_for_loss(setup, &course, lows)?;
+        if at.is_some_and(|at| at.changelog == targets.changelog && at.ids == targets.ids) {
+            return self.finish(setup, asker, course);
+        }
         let plan = Plan::make(at, targets, lows, course.store.idle_ms(), setup.delete_retention_ms / 2);
+        if lows.changelog > 0 && (at.is_none() || plan.wipe.is_some()) {
+            let what = format!("{} begins at offset {}", topology.changelog_topic, lows.changelog);
+            return Err(self.lost_records(setup, &what));
+        }
+        course.ids_begin_late = lows.ids > 0 && plan.from.ids == lows.ids;
         if let Some(why) = plan.wipe {
             tracing::warn!(partition = self.partition, why, "wiping the store: the changelog restores it");
             course.store = course.store.wipe()?;
@@ -285,75 +309,87 @@ impl Restore {
             ids_to = targets.ids,
             "restoring"
         );
-        self.go_on(Stage::Read(course, positions, None))
+        self.go_on(Stage::Ready(course, positions))
     }
 
-    fn read<C: ConsumerContext>(
-        &mut self,
-        setup: &Setup,
-        consumer: &BaseConsumer<C>,
-        mut course: Course,
-        mut positions: Positions,
-        reader: Option<Reader>,
-    ) -> Result<Progress, Trouble> {
-        let targets = course.targets;
-        let reader = match reader {
-            Some(reader) => Some(reader),
-            None => Reader::open(setup, self.partition, &positions, targets)?,
-        };
-        let Some(reader) = reader else {
-            course.store.write(Writes::default(), &positions, true)?;
-            return self.finish(setup, consumer, course);
-        };
-        let mut writes = Writes::default();
-        let (records, ended) =
-            reader.read(setup, self.partition, &mut writes, &mut positions).context("restore a store")?;
-        self.records += records;
-        let ended = match reader.log {
-            // What the target names may be gone (a compacted tombstone, a marker): the log's end will do.
-            Log::Changelog if ended || positions.changelog >= targets.changelog => {
-                positions.changelog = targets.changelog;
-                true
-            }
-            Log::Ids if ended || positions.ids >= targets.ids => {
-                positions.ids = targets.ids;
-                true
-            }
-            _ => false,
-        };
-        if records > 0 || ended {
-            course.store.write(writes, &positions, false)?;
-            crash::at(Step::Restore);
-            course.store.flush_if_due(Instant::now())?;
+    /// A log that ends before what the store has of it was emptied or made anew:
+    /// the store is then the only place where its state still is.
+    fn look_for_loss(&self, setup: &Setup, course: &Course, lows: Ends) -> Result<(), Trouble> {
+        let Some(at) = course.store.positions() else { return Ok(()) };
+        let ends = course.targets;
+        if lows.changelog > 0 {
+            tracing::warn!(
+                partition = self.partition,
+                topic = setup.topology.changelog_topic,
+                begins = lows.changelog,
+                "records were deleted from the changelog: only the store on disk has their entries"
+            );
         }
-        let left = (targets.changelog - positions.changelog) + (targets.ids - positions.ids);
-        let reader = (!ended).then_some(reader);
-        self.stage = Stage::Read(course, positions, reader);
-        Ok(Progress::Left(left))
+        // What the metadata names is less than what is there; only true ends tell of a loss.
+        let is_true_end = course.committed.is_none_or(|committed| committed.ends.is_none());
+        if !is_true_end || (at.changelog <= ends.changelog && at.ids <= ends.ids) {
+            return Ok(());
+        }
+        // A group that was reset on logs that were made anew is to begin without state, as we say below.
+        if course.committed.is_some() && ends == (Ends { changelog: 0, ids: 0 }) {
+            return Ok(());
+        }
+        let what = format!("the store on disk is at {at:?}, and they end at {ends:?}");
+        Err(self.lost_records(setup, &what))
     }
 
-    fn finish<C: ConsumerContext>(
+    /// Nothing that goes on by itself would be right.
+    fn lost_records(&self, setup: &Setup, what: &str) -> Trouble {
+        let Topology { changelog_topic, ids_topic, state, .. } = &*setup.topology;
+        Trouble::Stop(anyhow!(
+            "restore partition {}: {changelog_topic} or {ids_topic} has lost records: {what}. Restore the topics; or, to \
+             begin without state, delete both and the state directory {:?}, run `ticket-pipeline topics apply` and reset \
+             the group's offsets",
+            self.partition,
+            state.dir
+        ))
+    }
+
+    fn read(
         &mut self,
         setup: &Setup,
-        consumer: &BaseConsumer<C>,
+        asker: &BaseConsumer<Logs>,
+        mut reading: Reading,
+    ) -> Result<Progress, Trouble> {
+        match reading.outcome() {
+            None => {
+                let left = reading.left();
+                self.stage = Stage::Read(reading);
+                Ok(Progress::Reading(left))
+            }
+            Some(read) => {
+                let Read { course, records } = read?;
+                self.records = records;
+                self.finish(setup, asker, course)
+            }
+        }
+    }
+
+    fn finish(
+        &mut self,
+        setup: &Setup,
+        asker: &BaseConsumer<Logs>,
         course: Course,
     ) -> Result<Progress, Trouble> {
-        let Course { store, committed, targets: ends } = course;
+        let Course { store, committed, targets: ends, .. } = course;
         let at = store.positions();
         let state = at.map(|at| at.input).filter(|input| *input != Positions::NO_INPUT);
         // An aborted transaction moves the logs' ends, and leaves nothing to read.
-        if state.is_none() && self.records > 0 {
-            return Err(Trouble::Stop(anyhow!(
-                "restore partition {}: {} holds state, and {} does not say which input position it belongs to: it \
-                 has lost its records. To begin without state, delete both topics and run `ticket-pipeline topics apply`",
-                self.partition,
-                setup.topology.changelog_topic,
+        if state.is_none() && (self.records > 0 || !store.entries_after(None, 1)?.is_empty()) {
+            let what = format!(
+                "there is state, and {} does not say which input position it belongs to",
                 setup.topology.ids_topic
-            )));
+            );
+            return Err(self.lost_records(setup, &what));
         }
         let rebuilding = at.and_then(|at| at.rebuilding);
         let start = Start::judge(state, rebuilding, committed.map(|committed| committed.position));
-        let (position, replay) = self.position(setup, consumer, start)?;
+        let (position, replay) = self.position(setup, asker, start)?;
         tracing::info!(
             partition = self.partition,
             position,
@@ -368,15 +404,15 @@ impl Restore {
     }
 
     /// Where the input goes on, and what has to be made anew before it does.
-    fn position<C: ConsumerContext>(
+    fn position(
         &self,
         setup: &Setup,
-        consumer: &BaseConsumer<C>,
+        asker: &BaseConsumer<Logs>,
         start: Start,
     ) -> Result<(i64, Option<Replay>), Trouble> {
         let partition = self.partition;
         let topic = setup.topology.input_topic();
-        let (low, end) = watermarks(consumer, topic, partition)?;
+        let (low, end) = watermarks(asker, topic, partition)?;
         let (position, reset) = match start {
             Start::Beginning => return Ok((low, None)),
             Start::Level(position) => (position, None),

@@ -15,9 +15,14 @@ use crate::commit_record::{Ends, IdsRecord, Rebuilding};
 use crate::store::{Positions, Reset, Writes};
 use crate::transaction::Trouble;
 
-/// One step writes at most so much, and takes about so long.
-const STEP_BYTES_MAX: usize = 1024 * 1024;
+/// One step takes about so long.
 const STEP_TIME_MAX: Duration = Duration::from_millis(100);
+
+/// The clock is looked at once for so many records.
+const RECORDS_PER_LOOK: u64 = 256;
+
+/// Memory for one client's queue; several read side by side.
+const QUEUE_KIB: &str = "8192";
 
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(50);
@@ -40,6 +45,15 @@ pub(super) struct Reader {
 pub(super) enum Log {
     Changelog,
     Ids,
+}
+
+/// What one step read.
+pub(super) struct Portion {
+    pub(super) records: u64,
+    /// The stream time of the first commit record.
+    pub(super) first_time_ms: Option<i64>,
+    /// The log ends there.
+    pub(super) is_end: bool,
 }
 
 impl std::fmt::Debug for Reader {
@@ -66,7 +80,9 @@ impl Reader {
         };
         // A client for each log: the end of a partition is told without its
         // topic, so one from before must not be taken for it.
-        let client = create(&clients::log_reader(topology))?;
+        let mut config = clients::log_reader(topology);
+        config.set("queued.max.messages.kbytes", QUEUE_KIB);
+        let client = create(&config)?;
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(topic, partition, Offset::Offset(position))
             .and_then(|()| client.assign(&list))
@@ -74,45 +90,50 @@ impl Reader {
         Ok(Some(Reader { client, log }))
     }
 
-    /// A bounded number of records into `writes`; how many, and whether the log
-    /// ends there.
+    /// Some records into `writes`, until they are about so large.
     pub(super) fn read(
         &self,
         setup: &Setup,
         partition: i32,
         writes: &mut Writes,
+        bytes_max: usize,
         positions: &mut Positions,
-    ) -> Result<(u64, bool)> {
+    ) -> Result<Portion> {
         let until = Instant::now() + STEP_TIME_MAX;
-        let mut records = 0;
-        while writes.size_bytes() < STEP_BYTES_MAX {
-            let wait = until.saturating_duration_since(Instant::now());
-            if wait.is_zero() {
-                break;
+        let mut portion = Portion { records: 0, first_time_ms: None, is_end: false };
+        // Records that are there already are taken without a look at the clock.
+        let mut wait = STEP_TIME_MAX;
+        while writes.size_bytes() < bytes_max && !wait.is_zero() {
+            if portion.records.is_multiple_of(RECORDS_PER_LOOK) {
+                wait = until.saturating_duration_since(Instant::now());
             }
             match self.client.poll(wait) {
-                None => {}
+                None => break,
                 Some(Ok(record)) => {
-                    records += 1;
-                    self.take(setup, &record, writes, positions).with_context(|| {
+                    portion.records += 1;
+                    let time_ms = self.take(setup, &record, writes, positions).with_context(|| {
                         format!("read {} [{partition}] at {}", record.topic(), record.offset())
                     })?;
+                    portion.first_time_ms = portion.first_time_ms.or(time_ms);
                 }
-                Some(Err(KafkaError::PartitionEOF(_))) => return Ok((records, true)),
-                Some(Err(error)) if is_passing(&error) => {}
+                Some(Err(KafkaError::PartitionEOF(_))) => return Ok(Portion { is_end: true, ..portion }),
+                Some(Err(error)) if is_passing(&error) => {
+                    wait = until.saturating_duration_since(Instant::now());
+                }
                 Some(Err(error)) => return Err(error.into()),
             }
         }
-        Ok((records, false))
+        Ok(portion)
     }
 
+    /// One record; of a commit record the stream time.
     fn take(
         &self,
         setup: &Setup,
         record: &impl Message,
         writes: &mut Writes,
         positions: &mut Positions,
-    ) -> Result<()> {
+    ) -> Result<Option<i64>> {
         let next = record.offset() + 1;
         match self.log {
             Log::Changelog => {
@@ -121,6 +142,7 @@ impl Reader {
                     record.payload(),
                 );
                 positions.changelog = next;
+                Ok(None)
             }
             Log::Ids => {
                 let commit = match IdsRecord::decode(record.payload().unwrap_or_default())? {
@@ -138,7 +160,7 @@ impl Reader {
                         None
                     }
                 };
-                if let Some(commit) = commit {
+                if let Some(commit) = &commit {
                     positions.stream_time_ms = commit.stream_time_ms;
                     let window_ms = setup.topology.policies.dedupe_window_ms;
                     let forgotten_before_ms = commit.stream_time_ms.saturating_sub(window_ms);
@@ -146,9 +168,9 @@ impl Reader {
                     ids.for_each(|(id, seen)| writes.id(id, *seen));
                 }
                 positions.ids = next;
+                Ok(commit.map(|commit| commit.stream_time_ms))
             }
         }
-        Ok(())
     }
 }
 

@@ -4,7 +4,6 @@
 //! Processes that are all started alike, as replicas are, cannot each be told a
 //! directory: `instance-*` lets each take the first that is free.
 
-use std::collections::HashSet;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::hash::{BuildHasher, RandomState};
 use std::io::Write;
@@ -15,7 +14,8 @@ use anyhow::{Context, Result, bail};
 use rocksdb::{Cache, WriteBufferManager};
 
 use super::Store;
-use super::disk::{Disk, Held, now_ms};
+use super::disk::{Disk, now_ms};
+use super::held::{Held, Known};
 
 /// Unwritten changes of all stores together take at most so much memory.
 const WRITE_BUFFERS_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -49,7 +49,7 @@ pub struct StateDirectory {
     /// It was taken as the first that was free: its name is the instance's.
     taken: bool,
     shared: Arc<Shared>,
-    held: Arc<Mutex<HashSet<i32>>>,
+    held: Arc<Mutex<Known>>,
     /// The lock is held as long as this file is open, whatever ends the process.
     _lock: File,
 }
@@ -157,7 +157,7 @@ impl StateDirectory {
     }
 
     /// Opens a partition's store, or makes one; `None` where another worker of
-    /// this process has it open still.
+    /// this process has it open still. One that is damaged is wiped.
     ///
     /// # Errors
     /// Where it cannot be opened, or belongs to another group or topic.
@@ -165,6 +165,18 @@ impl StateDirectory {
         let Some(held) = Held::take(partition, &self.held) else { return Ok(None) };
         let path = self.path.join("stores").join(partition.to_string());
         Disk::open(path, Arc::clone(&self.shared), held).map(|disk| Some(Store::on_disk(disk)))
+    }
+}
+
+impl StateDirectory {
+    /// The same for somebody who only looks: a store that is damaged stays as it is.
+    ///
+    /// # Errors
+    /// Where it is damaged too.
+    pub fn open_to_look(&self, partition: i32) -> Result<Option<Store>> {
+        let Some(held) = Held::take(partition, &self.held) else { return Ok(None) };
+        let path = self.path.join("stores").join(partition.to_string());
+        Disk::open_as_it_is(path, Arc::clone(&self.shared), held).map(|disk| Some(Store::on_disk(disk)))
     }
 }
 

@@ -4,24 +4,26 @@
 //! a column family, so whatever survives a crash is a prefix of the writes,
 //! with the positions that belong to it.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use rocksdb::{
     BlockBasedOptions, CompactionDecision, DB, DBCompressionType, Direction, FlushOptions, IteratorMode,
     Options, ReadOptions, WriteBatch, WriteOptions,
 };
 
 use super::directory::Shared;
+use super::held::{Damaged, Held};
 use super::keys::{
     ENTRY, ID, IDENTITY, IDLE, MILESTONE, POSITIONS, idle_key, keyed, milestone_key, numbers, read_idle_key,
     read_numbers, time_of_bytes,
 };
-use super::{EventHash, Seen};
+use super::positions::Positions;
+use super::{EventHash, Seen, table};
 use crate::entry;
 
 /// A store of another version is not read: it is wiped, and restored from the log.
@@ -35,51 +37,12 @@ const MILESTONES_PER_WINDOW: i64 = 64;
 /// and as much again what was written last.
 const RECENT_SHARE: usize = 8;
 
+/// So much is loaded at a time; more makes fewer and larger files.
+const LOAD_BYTES_MIN: usize = 1024 * 1024;
+const LOAD_BYTES_MAX: usize = 32 * 1024 * 1024;
+
 /// When an entry was last of use, and its uid.
 pub(super) type IdleKey = (i64, Vec<u8>);
-
-/// Which part of the log a store holds. All are positions: the next to read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Positions {
-    /// In the changelog.
-    pub changelog: i64,
-    /// In the ids log.
-    pub ids: i64,
-    /// In the input partition; it and the stream time follow the ids log, whose
-    /// commit records hold them. [`Positions::NO_INPUT`] before the first of them.
-    pub input: i64,
-    /// The greatest Kafka timestamp of the input records before that position.
-    pub stream_time_ms: i64,
-    /// A replay that has begun to make the state anew and has not ended: until
-    /// then the state belongs to no input position.
-    pub rebuilding: Option<Reset>,
-}
-
-/// What a replay asks for. Both are input positions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reset {
-    /// The state's, before.
-    pub from: i64,
-    /// The one that the state is to belong to.
-    pub to: i64,
-}
-
-impl Positions {
-    /// No commit record was read yet, so the input position is not known.
-    pub const NO_INPUT: i64 = -1;
-
-    fn to_bytes(self, applied_at_ms: i64) -> Vec<u8> {
-        let Positions { changelog, ids, input, stream_time_ms, rebuilding } = self;
-        let Reset { from, to } = rebuilding.unwrap_or(Reset { from: Self::NO_INPUT, to: Self::NO_INPUT });
-        numbers([changelog, ids, input, stream_time_ms, applied_at_ms, from, to])
-    }
-
-    fn of_bytes(bytes: &[u8]) -> Option<(Positions, i64)> {
-        let [changelog, ids, input, stream_time_ms, applied_at_ms, from, to] = read_numbers(bytes)?;
-        let rebuilding = (to != Self::NO_INPUT).then_some(Reset { from, to });
-        Some((Positions { changelog, ids, input, stream_time_ms, rebuilding }, applied_at_ms))
-    }
-}
 
 /// Writes that enter the disk together.
 #[derive(Default)]
@@ -146,6 +109,8 @@ pub(super) struct Disk {
     ids_threshold_ms: Arc<AtomicI64>,
     /// (stream time, end of the ids log at that time), ascending.
     milestones: VecDeque<(i64, i64)>,
+    /// Whether anything was taken in by [`Disk::load`].
+    is_loaded: bool,
     records_unflushed: u64,
     flushed_at: Instant,
     dirty: bool,
@@ -160,64 +125,84 @@ impl std::fmt::Debug for Disk {
     }
 }
 
-/// Says that a partition's store is open in this process, as long as it lives.
-#[derive(Debug)]
-pub(super) struct Held {
-    partition: i32,
-    all: Arc<Mutex<HashSet<i32>>>,
+/// A store's folder as it was found.
+struct Found {
+    db: DB,
+    ids_threshold_ms: Arc<AtomicI64>,
+    positions: Option<Positions>,
+    applied_at_ms: i64,
+    milestones: VecDeque<(i64, i64)>,
+    /// There is something in it, and it belongs to no position.
+    is_void: bool,
 }
 
-impl Held {
-    /// `None` where another worker of this process has the store open.
-    pub(super) fn take(partition: i32, all: &Arc<Mutex<HashSet<i32>>>) -> Option<Held> {
-        let taken = all.lock().unwrap_or_else(PoisonError::into_inner).insert(partition);
-        taken.then(|| Held { partition, all: Arc::clone(all) })
-    }
-}
-
-impl Held {
-    /// How many stores are open in this process.
-    fn count(&self) -> usize {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner).len().max(1)
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.partition);
+impl Found {
+    fn read(path: &Path, shared: &Shared, held: &Held) -> Result<Found> {
+        let has_tables = has_tables(path);
+        if has_tables && !path.join("CURRENT").exists() {
+            return Err(held.damaged("its file CURRENT is gone".into()));
+        }
+        let ids_threshold_ms = Arc::new(AtomicI64::new(i64::MIN));
+        let db = open_db(path, shared, held, &ids_threshold_ms)?;
+        let get = |key| db.get(key).map_err(|error| held.judge(error));
+        let identity = get(IDENTITY)?.map(|found| String::from_utf8_lossy(&found).into_owned());
+        let is_known = identity.as_deref().and_then(version) == version(&shared.identity(FORMAT_VERSION, 0));
+        // The version says how the positions are to be read.
+        let positions = match get(POSITIONS)?.filter(|_| is_known) {
+            Some(bytes) => Some(
+                Positions::of_bytes(&bytes)
+                    .ok_or_else(|| held.damaged("its positions cannot be read".into()))?,
+            ),
+            None => None,
+        };
+        if positions.is_some() {
+            let (found, wanted) =
+                (identity.unwrap_or_default(), shared.identity(FORMAT_VERSION, held.partition));
+            ensure!(
+                found == wanted,
+                "the store {path:?} belongs to {found:?} and not to {wanted:?}: give each group and raw topic a state \
+                 directory of its own, and each partition its own store; or remove it, and the changelog restores it"
+            );
+        }
+        let is_void = positions.is_none() && (has_tables || !is_empty(&db, held)?);
+        let milestones = read_milestones(&db, held)?;
+        let (positions, applied_at_ms) = positions.unzip();
+        let applied_at_ms = applied_at_ms.unwrap_or(i64::MIN);
+        Ok(Found { db, ids_threshold_ms, positions, applied_at_ms, milestones, is_void })
     }
 }
 
 impl Disk {
+    /// Opens a store. What only the changelog can mend is wiped, and told.
     pub(super) fn open(path: PathBuf, shared: Arc<Shared>, held: Held) -> Result<Disk> {
-        let ids_threshold_ms = Arc::new(AtomicI64::new(i64::MIN));
-        let identity = shared.identity(FORMAT_VERSION, held.partition);
-        let mut db = open_db(&path, &shared, &ids_threshold_ms)?;
-        if let Some(found) = db.get(IDENTITY).context("read what the store belongs to")? {
-            let found = String::from_utf8_lossy(&found).into_owned();
-            if version(&found) == version(&identity) {
-                ensure!(
-                    found == identity,
-                    "the store {path:?} belongs to {found:?} and not to {identity:?}: give each group and raw \
-                     topic a state directory of its own"
-                );
-            } else {
-                tracing::info!(?path, found, "wiping a store of another version: the changelog restores it");
-                drop(db);
-                destroy(&path)?;
-                db = open_db(&path, &shared, &ids_threshold_ms)?;
-            }
+        if let Some(why) = held.take_damage() {
+            wipe_damaged(&path, &why)?;
         }
-        let (positions, applied_at_ms) = match db.get(POSITIONS).context("read the store's positions")? {
-            Some(bytes) => {
-                let Some((positions, applied_at_ms)) = Positions::of_bytes(&bytes) else {
-                    bail!("the store {path:?} is damaged: remove it, and the changelog restores it");
-                };
-                (Some(positions), applied_at_ms)
+        match Found::read(&path, &shared, &held) {
+            Err(error) if error.downcast_ref::<Damaged>().is_some() => {
+                wipe_damaged(&path, &held.take_damage().unwrap_or_default())?;
             }
-            None => (None, i64::MIN),
-        };
-        let milestones = read_milestones(&db)?;
+            Ok(found) if found.is_void => {
+                tracing::warn!(
+                    ?path,
+                    "wiping a store that does not say what of the log it holds (it is of another version, or its \
+                     restore was cut short): the changelog restores it"
+                );
+                drop(found);
+                wipe(&path)?;
+            }
+            found => return Ok(Disk::new(found?, path, shared, held)),
+        }
+        Disk::open_as_it_is(path, shared, held)
+    }
+
+    /// Opens a store, and wipes nothing.
+    pub(super) fn open_as_it_is(path: PathBuf, shared: Arc<Shared>, held: Held) -> Result<Disk> {
+        Ok(Disk::new(Found::read(&path, &shared, &held)?, path, shared, held))
+    }
+
+    fn new(found: Found, path: PathBuf, shared: Arc<Shared>, held: Held) -> Disk {
+        let Found { db, ids_threshold_ms, positions, applied_at_ms, milestones, .. } = found;
         let disk = Disk {
             db,
             path,
@@ -227,28 +212,35 @@ impl Disk {
             applied_at_ms,
             ids_threshold_ms,
             milestones,
+            is_loaded: false,
             records_unflushed: 0,
             flushed_at: Instant::now(),
             dirty: false,
         };
         disk.raise_ids_threshold();
-        Ok(disk)
+        disk
+    }
+
+    fn judge(&self, what: &'static str) -> impl Fn(rocksdb::Error) -> anyhow::Error {
+        move |error| self.held.judge(error).context(what)
     }
 
     pub(super) fn entry(&self, uid: &[u8]) -> Result<Option<Vec<u8>>> {
-        self.db.get(keyed(ENTRY, uid)).context("read an entry")
+        self.db.get(keyed(ENTRY, uid)).map_err(self.judge("read an entry"))
     }
 
     pub(super) fn seen(&self, id: &EventHash) -> Result<Option<Seen>> {
-        let bytes = self.db.get_pinned(keyed(ID, id)).context("read an event id")?;
-        Ok(bytes
-            .and_then(|bytes| read_numbers(&bytes))
-            .map(|[offset, timestamp_ms]| Seen { offset, timestamp_ms }))
+        let bytes = self.db.get_pinned(keyed(ID, id)).map_err(self.judge("read an event id"))?;
+        let Some(bytes) = bytes else { return Ok(None) };
+        let [offset, timestamp_ms] =
+            read_numbers(&bytes).ok_or_else(|| self.held.damaged("an event id cannot be read".into()))?;
+        Ok(Some(Seen { offset, timestamp_ms }))
     }
 
     pub(super) fn entries_after(&self, uid: Option<&[u8]>, limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let mut options = ReadOptions::default();
-        options.set_iterate_upper_bound([ENTRY + 1]);
+        // Uids are UTF-8; a key from here on is not a ticket's.
+        options.set_iterate_upper_bound([ENTRY, 0xff]);
         // Each is read once, and those that are read often are to stay in the cache.
         options.fill_cache(false);
         // The least key behind the given one's is that one with a zero at its end.
@@ -256,7 +248,7 @@ impl Disk {
         let rows = self.db.iterator_opt(IteratorMode::From(&start, Direction::Forward), options);
         rows.take(limit)
             .map(|row| {
-                let (key, entry) = row.context("read the entries")?;
+                let (key, entry) = row.map_err(self.judge("read the entries"))?;
                 Ok((key.get(1..).unwrap_or_default().to_vec(), entry.into_vec()))
             })
             .collect()
@@ -272,9 +264,9 @@ impl Disk {
             if found.idle.len() >= limit || found.stale.len() >= limit {
                 break;
             }
-            let (key, _) = row.context("read the idle index")?;
+            let (key, _) = row.map_err(self.judge("read the idle index"))?;
             let Some((since_ms, uid)) = read_idle_key(&key) else { continue };
-            let entry = self.db.get_pinned(keyed(ENTRY, uid)).context("read an entry")?;
+            let entry = self.db.get_pinned(keyed(ENTRY, uid)).map_err(self.judge("read an entry"))?;
             let holds = entry.is_some_and(|entry| entry::idle_since(&entry) == Some(since_ms));
             if holds { &mut found.idle } else { &mut found.stale }.push((since_ms, uid.to_vec()));
         }
@@ -301,7 +293,9 @@ impl Disk {
         }
         let mut options = WriteOptions::default();
         options.disable_wal(true);
-        self.db.write_opt(writes.batch, &options).with_context(|| format!("write to {:?}", self.path))?;
+        self.db
+            .write_opt(writes.batch, &options)
+            .map_err(|error| self.held.judge(error).context(format!("write to {:?}", self.path)))?;
 
         self.milestones.drain(..forgotten);
         self.milestones.extend(milestone);
@@ -312,8 +306,35 @@ impl Disk {
         Ok(())
     }
 
+    /// Takes in writes that are sorted first, much faster than [`Disk::write`]: as
+    /// long as the store has no positions, which are written when all is there.
+    /// Where that does not come to pass, the next opening wipes the store.
+    pub(super) fn load(&mut self, mut writes: Writes, positions: &Positions) -> Result<()> {
+        ensure!(self.positions.is_none(), "load into the store {:?}, which is not empty", self.path);
+        let milestone = self.milestone_due(positions);
+        if let Some((stream_time_ms, ids)) = milestone {
+            writes.batch.put(milestone_key(stream_time_ms), numbers([ids]));
+        }
+        let table = self.path.join("load");
+        table::take_in(&self.db, &table_options(&self.shared), &table, &writes.batch, !self.is_loaded)
+            .map_err(|error| self.held.judge(error).context(format!("load into {:?}", self.path)))?;
+        self.milestones.extend(milestone);
+        self.is_loaded = true;
+        Ok(())
+    }
+
+    /// How much is loaded at a time: it is in memory twice while it is sorted, and
+    /// the other stores may be loaded too.
+    pub(super) fn load_bytes_max(&self) -> usize {
+        (self.shared.settings.memory_bytes / 2 / self.held.count()).clamp(LOAD_BYTES_MIN, LOAD_BYTES_MAX)
+    }
+
     pub(super) fn positions(&self) -> Option<Positions> {
         self.positions
+    }
+
+    pub(super) fn is_damaged(&self) -> bool {
+        self.held.is_damaged()
     }
 
     /// The wall clock's time when the store was last level with the log, in milliseconds since the epoch.
@@ -327,8 +348,11 @@ impl Disk {
         self.milestones
             .iter()
             .take_while(|(stream_time_ms, _)| *stream_time_ms < threshold_ms)
-            .map(|(_, ids)| *ids)
-            .filter(|ids| *ids < positions.ids)
+            .filter(|(_, ids)| *ids < positions.ids)
+            // The commit record of that time stays: where the log begins with a
+            // forgotten one, it is known that nothing of the window is missing.
+            .map(|(_, ids)| ids - 1)
+            .filter(|ids| *ids > 0)
             .last()
     }
 
@@ -360,7 +384,7 @@ impl Disk {
     pub(super) fn wipe(self) -> Result<Disk> {
         let Disk { db, path, shared, held, .. } = self;
         drop(db);
-        destroy(&path)?;
+        wipe(&path)?;
         Disk::open(path, shared, held)
     }
 
@@ -380,7 +404,9 @@ impl Disk {
         }
         let mut options = FlushOptions::default();
         options.set_wait(wait);
-        self.db.flush_opt(&options).with_context(|| format!("flush {:?}", self.path))?;
+        self.db
+            .flush_opt(&options)
+            .map_err(|error| self.held.judge(error).context(format!("flush {:?}", self.path)))?;
         self.records_unflushed = 0;
         self.dirty = false;
         Ok(())
@@ -412,18 +438,52 @@ impl Disk {
     }
 }
 
-fn open_db(path: &Path, shared: &Shared, ids_threshold_ms: &Arc<AtomicI64>) -> Result<DB> {
+fn open_db(path: &Path, shared: &Shared, held: &Held, ids_threshold_ms: &Arc<AtomicI64>) -> Result<DB> {
     std::fs::create_dir_all(path).with_context(|| format!("create {path:?}"))?;
-    DB::open(&options(shared, Arc::clone(ids_threshold_ms)), path).with_context(|| {
-        format!("open store {path:?} (where it is damaged: remove it, and the changelog restores it)")
+    DB::open(&options(shared, Arc::clone(ids_threshold_ms)), path)
+        .map_err(|error| held.judge(error).context(format!("open store {path:?}")))
+}
+
+fn is_empty(db: &DB, held: &Held) -> Result<bool> {
+    let first = db.iterator(IteratorMode::Start).next().transpose();
+    first.map(|first| first.is_none()).map_err(|error| held.judge(error).context("read the first row"))
+}
+
+/// Whether there are files with rows.
+fn has_tables(path: &Path) -> bool {
+    let Ok(files) = std::fs::read_dir(path) else { return false };
+    files.flatten().any(|file| {
+        let name = file.file_name();
+        [".sst", ".blob"].iter().any(|end| name.to_string_lossy().ends_with(end))
     })
 }
 
-fn destroy(path: &Path) -> Result<()> {
-    std::fs::remove_dir_all(path).with_context(|| format!("wipe store {path:?}"))
+fn wipe(path: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(anyhow!(error).context(format!("wipe store {path:?}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn wipe_damaged(path: &Path, why: &str) -> Result<()> {
+    tracing::warn!(?path, why, "WIPING a damaged store: the changelog restores it");
+    wipe(path)
 }
 
 fn options(shared: &Shared, ids_threshold_ms: Arc<AtomicI64>) -> Options {
+    let mut options = table_options(shared);
+    options.set_compaction_filter("forgotten event ids", move |_level, key, value| {
+        let forgotten = key.first() == Some(&ID)
+            && read_numbers::<2>(value)
+                .is_some_and(|[_, timestamp_ms]| timestamp_ms < ids_threshold_ms.load(Ordering::Relaxed));
+        if forgotten { CompactionDecision::Remove } else { CompactionDecision::Keep }
+    });
+    options
+}
+
+fn table_options(shared: &Shared) -> Options {
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(&shared.cache);
     table.set_block_size(16 * 1024);
@@ -450,21 +510,15 @@ fn options(shared: &Shared, ids_threshold_ms: Arc<AtomicI64>) -> Options {
     options.set_max_log_file_size(1024 * 1024);
     options.set_keep_log_file_num(2);
     options.set_stats_dump_period_sec(0);
-    options.set_compaction_filter("forgotten event ids", move |_level, key, value| {
-        let forgotten = key.first() == Some(&ID)
-            && read_numbers::<2>(value)
-                .is_some_and(|[_, timestamp_ms]| timestamp_ms < ids_threshold_ms.load(Ordering::Relaxed));
-        if forgotten { CompactionDecision::Remove } else { CompactionDecision::Keep }
-    });
     options
 }
 
-fn read_milestones(db: &DB) -> Result<VecDeque<(i64, i64)>> {
+fn read_milestones(db: &DB, held: &Held) -> Result<VecDeque<(i64, i64)>> {
     let mut options = ReadOptions::default();
     options.set_iterate_upper_bound([MILESTONE + 1]);
     let mut milestones = VecDeque::new();
     for row in db.iterator_opt(IteratorMode::From(&[MILESTONE], Direction::Forward), options) {
-        let (key, value) = row.context("read the milestones")?;
+        let (key, value) = row.map_err(|error| held.judge(error).context("read the milestones"))?;
         let time = key.get(1..).and_then(|bytes| bytes.try_into().ok()).map(time_of_bytes);
         if let (Some(stream_time_ms), Some([ids])) = (time, read_numbers(&value)) {
             milestones.push_back((stream_time_ms, ids));

@@ -12,8 +12,11 @@
 
 mod directory;
 mod disk;
+mod held;
 mod keys;
 mod overlay;
+mod positions;
+mod table;
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -22,9 +25,11 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 pub use directory::{StateDirectory, StoreSettings};
+pub use disk::Writes;
 use disk::{Disk, IdleKey};
-pub use disk::{Positions, Reset, Writes};
+pub use held::Damaged;
 use overlay::Overlay;
+pub use positions::{Positions, Reset};
 
 use crate::crash::{self, Step};
 
@@ -225,6 +230,21 @@ impl Store {
         disk.write(writes, positions, is_level).context("write to the store")
     }
 
+    /// Writes to an empty disk, sorted first, which is much faster. They are worth
+    /// nothing until [`Store::write`] has said which positions they come to.
+    ///
+    /// # Errors
+    /// Where the disk cannot be written, or is not empty.
+    pub fn load(&mut self, writes: Writes, positions: &Positions) -> Result<()> {
+        self.disk.as_mut().map_or(Ok(()), |disk| disk.load(writes, positions))
+    }
+
+    /// How much is loaded at a time, in bytes.
+    #[must_use]
+    pub fn load_bytes_max(&self) -> usize {
+        self.disk.as_ref().map_or(usize::MAX, Disk::load_bytes_max)
+    }
+
     /// At most `limit` entries on the disk, by uid as bytes, from behind this uid, or from the
     /// first. What is not written out is not among them.
     ///
@@ -261,16 +281,29 @@ impl Store {
         self.disk.as_mut().map_or(Ok(()), |disk| disk.flush(false))
     }
 
+    /// Starts a flush of what is written. It does not wait for its end.
+    ///
+    /// # Errors
+    /// Where the disk cannot be written.
+    pub fn flush(&mut self) -> Result<()> {
+        self.disk.as_mut().map_or(Ok(()), |disk| disk.flush(false))
+    }
+
     /// Drops what is not committed, flushes the rest and closes the store. A
     /// store that is dropped without it is merely further behind its changelog.
     ///
     /// # Errors
     /// Where the disk cannot be written.
     pub fn close(mut self) -> Result<()> {
+        if self.disk.as_ref().is_some_and(Disk::is_damaged) {
+            return Ok(()); // It is wiped when it is opened next.
+        }
         self.write_out()?;
         self.disk.map_or(Ok(()), Disk::close)
     }
 }
 
+#[cfg(test)]
+mod damage_tests;
 #[cfg(test)]
 mod tests;

@@ -38,21 +38,34 @@ impl Report {
     }
 }
 
+/// Where the first record of a transaction came to lie in a log, and where the log ends behind the last.
+#[derive(Debug)]
+struct Span {
+    first: AtomicI64,
+    end: AtomicI64,
+}
+
+impl Span {
+    fn new() -> Span {
+        Span { first: AtomicI64::new(i64::MAX), end: AtomicI64::new(-1) }
+    }
+}
+
 /// One transaction's deliveries.
 #[derive(Debug)]
 pub(super) struct Deliveries {
-    changelog_ends: Vec<AtomicI64>,
-    ids_ends: Vec<AtomicI64>,
+    changelog: Vec<Span>,
+    ids: Vec<Span>,
     delivered: AtomicU64,
     failed: Mutex<Option<(RDKafkaErrorCode, String)>>,
 }
 
 impl Deliveries {
     pub(super) fn new(partitions: i32) -> Deliveries {
-        let ends = || (0..partitions).map(|_| AtomicI64::new(-1)).collect();
+        let spans = || (0..partitions).map(|_| Span::new()).collect();
         Deliveries {
-            changelog_ends: ends(),
-            ids_ends: ends(),
+            changelog: spans(),
+            ids: spans(),
             delivered: AtomicU64::new(0),
             failed: Mutex::default(),
         }
@@ -60,8 +73,9 @@ impl Deliveries {
 
     /// Flush and abort wait for every record, so none of an earlier transaction is to come.
     pub(super) fn reset(&self) {
-        for end in self.changelog_ends.iter().chain(&self.ids_ends) {
-            end.store(-1, Ordering::Release);
+        for span in self.changelog.iter().chain(&self.ids) {
+            span.first.store(i64::MAX, Ordering::Release);
+            span.end.store(-1, Ordering::Release);
         }
         self.delivered.store(0, Ordering::Release);
         self.take_failure();
@@ -69,9 +83,10 @@ impl Deliveries {
 
     /// A record arrived at this offset.
     pub(super) fn arrived(&self, report: Report, offset: i64) {
-        if let Some(end) = self.end(report) {
+        if let Some(span) = self.span(report) {
+            span.first.fetch_min(offset, Ordering::AcqRel);
             // A position is the next offset, hence the one.
-            end.fetch_max(offset + 1, Ordering::AcqRel);
+            span.end.fetch_max(offset + 1, Ordering::AcqRel);
         }
         self.delivered.fetch_add(1, Ordering::AcqRel);
     }
@@ -94,23 +109,45 @@ impl Deliveries {
     }
 
     /// An end after this transaction, given what it was before.
-    pub(super) fn end_after(&self, report: Report, before: i64) -> i64 {
-        self.end(report).map_or(before, |end| end.load(Ordering::Acquire).max(before))
+    ///
+    /// # Errors
+    /// Where a record came to lie before that: the log is not the one that it was.
+    pub(super) fn end_after(&self, report: Report, before: i64) -> Result<i64, i64> {
+        let Some(span) = self.span(report) else { return Ok(before) };
+        let first = span.first.load(Ordering::Acquire);
+        if first < before { Err(first) } else { Ok(span.end.load(Ordering::Acquire).max(before)) }
     }
 
-    fn end(&self, report: Report) -> Option<&AtomicI64> {
-        let (ends, partition) = match report {
+    fn span(&self, report: Report) -> Option<&Span> {
+        let (spans, partition) = match report {
             Report::Arrival => return None,
-            Report::ChangelogEnd(partition) => (&self.changelog_ends, partition),
-            Report::IdsEnd(partition) => (&self.ids_ends, partition),
+            Report::ChangelogEnd(partition) => (&self.changelog, partition),
+            Report::IdsEnd(partition) => (&self.ids, partition),
         };
-        usize::try_from(partition).ok().and_then(|index| ends.get(index))
+        usize::try_from(partition).ok().and_then(|index| spans.get(index))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_that_was_made_anew_is_noticed_by_where_a_record_came_to_lie() {
+        let deliveries = Deliveries::new(1);
+        let report = Report::ChangelogEnd(0);
+        assert_eq!(deliveries.end_after(report, 7), Ok(7));
+        let arrives = |offset| {
+            let span = deliveries.span(report).unwrap();
+            span.first.fetch_min(offset, Ordering::AcqRel);
+            span.end.fetch_max(offset + 1, Ordering::AcqRel);
+        };
+        (7..9).for_each(arrives);
+        assert_eq!(deliveries.end_after(report, 7), Ok(9));
+        deliveries.reset();
+        (0..20).for_each(arrives);
+        assert_eq!(deliveries.end_after(report, 9), Err(0));
+    }
 
     #[test]
     fn a_report_comes_back_as_it_went() {

@@ -228,7 +228,7 @@ impl Transaction<'_> {
     ) -> Result<Receipt, Trouble> {
         self.flush()?;
         crash::at(Step::SendOffsets);
-        let ends = self.ends(moved);
+        let ends = self.ends(moved)?;
         self.send_offsets(moved, &ends, consumer)?;
         crash::at(Step::Commit);
         let start = Instant::now();
@@ -274,15 +274,25 @@ impl Transaction<'_> {
         }
     }
 
-    fn ends(&self, moved: &[Moved]) -> Vec<Ends> {
-        let deliveries = self.producer.client.deliveries();
-        moved
-            .iter()
-            .map(|moved| Ends {
-                changelog: deliveries.end_after(Report::ChangelogEnd(moved.partition), moved.ends.changelog),
-                ids: deliveries.end_after(Report::IdsEnd(moved.partition), moved.ends.ids),
+    fn ends(&self, moved: &[Moved]) -> Result<Vec<Ends>, Trouble> {
+        let Producer { client, routes, .. } = &*self.producer;
+        let end = |topic, partition, report, before| {
+            client.deliveries().end_after(report, before).map_err(|first| {
+                Trouble::Stop(anyhow!(
+                    "a record to {} [{partition}] came to lie at offset {first}, where there had been {before} before: the \
+                     topic was deleted and made anew while this ran, and the state cannot be restored from it",
+                    client.topic_name(topic)
+                ))
             })
-            .collect()
+        };
+        let ends = moved.iter().map(|&Moved { partition, ends, .. }| {
+            let changelog = Report::ChangelogEnd(partition);
+            Ok(Ends {
+                changelog: end(routes.changelog, partition, changelog, ends.changelog)?,
+                ids: end(routes.ids, partition, Report::IdsEnd(partition), ends.ids)?,
+            })
+        });
+        ends.collect()
     }
 
     fn send_offsets<C: ConsumerContext>(

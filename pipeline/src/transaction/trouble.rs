@@ -2,6 +2,8 @@
 
 use rdkafka::error::RDKafkaErrorCode as Code;
 
+use crate::store::Damaged;
+
 /// What an error asks of the worker.
 #[derive(Debug)]
 pub enum Trouble {
@@ -16,8 +18,12 @@ pub enum Trouble {
 }
 
 impl From<anyhow::Error> for Trouble {
+    /// A damaged store is mended by what follows from building anew: it is closed, wiped and restored.
     fn from(error: anyhow::Error) -> Trouble {
-        Trouble::Stop(error)
+        match error.downcast_ref::<Damaged>() {
+            Some(damaged) => Trouble::Rebuild(damaged.to_string()),
+            None => Trouble::Stop(error),
+        }
     }
 }
 

@@ -46,6 +46,9 @@ const FENCE_TIMEOUT: Duration = Duration::from_secs(5);
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
+/// What one raw record emits is sent in parts of about so much.
+const PART_BYTES_MAX: usize = 8 * 1024 * 1024;
+
 /// One transaction forgets at most so many entries of each task.
 const SWEEP_MAX: usize = 1_000;
 
@@ -151,7 +154,7 @@ impl Worker {
         let outcome = self.turns(&consumer, &mut producer);
         let closed = self.tasks.close_all();
         drop(consumer);
-        outcome.and(closed.map_err(Trouble::Stop))
+        outcome.and(closed.map_err(Trouble::from))
     }
 
     fn subscribe(&self, consumer: &BaseConsumer<Assignment>) -> Result<()> {
@@ -434,14 +437,20 @@ fn process(
     if raw.offset < running.position {
         return Ok(());
     }
+    let mut trouble = None;
+    let mut send = |part: &Outbox| {
+        if trouble.is_none() {
+            trouble = send(part, transaction, status).err();
+        }
+    };
     let outcome = running
         .work
-        .process(raw, outbox)
+        .process_in_parts(raw, outbox, PART_BYTES_MAX, &mut send)
         .with_context(|| format!("process partition {} offset {}", raw.partition, raw.offset))?;
     running.position = raw.offset + 1; // A position is the next offset to read, hence the one.
-    for record in outbox.records() {
-        broken::spoil(&record, |record| transaction.send(record))?;
-        status.events += u64::from(matches!(record.origin, Origin::Forwarded | Origin::Derived));
+    send(outbox);
+    if let Some(trouble) = trouble {
+        return Err(trouble);
     }
     status.records += u64::from(outcome.fate != Fate::Rekeyed);
     status.late += u64::from(outcome.late);
@@ -452,6 +461,14 @@ fn process(
         Fate::Dropped => status.dropped += 1,
         Fate::DeadLetter(_) => status.dead_letters += 1,
         Fate::Rekeyed => status.rekeyed += 1,
+    }
+    Ok(())
+}
+
+fn send(outbox: &Outbox, transaction: &mut Transaction<'_>, status: &mut Status) -> Result<(), Trouble> {
+    for record in outbox.records() {
+        broken::spoil(&record, |record| transaction.send(record))?;
+        status.events += u64::from(matches!(record.origin, Origin::Forwarded | Origin::Derived));
     }
     Ok(())
 }

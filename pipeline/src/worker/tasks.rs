@@ -14,6 +14,7 @@
 //! and when they must be forgotten.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -21,12 +22,16 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::assignment::Change;
+use crate::clients::{self, Logs};
 use crate::commit_record::Ends;
 use crate::rebuild::{self, Rebuild};
-use crate::restore::{Progress, Restore, Restored, Resume, Setup};
+use crate::restore::{self, Progress, Restore, Restored, Resume, Setup};
 use crate::stage::{Stage, Work};
 use crate::store::{Positions, Store};
 use crate::transaction::{Producer, Trouble};
+
+/// So many restores of a worker read the log at a time, each on a thread of its own.
+const READINGS_MAX: usize = 2;
 
 /// Where a task is in its life. A task that is closed is no longer among them.
 #[derive(Debug)]
@@ -66,12 +71,14 @@ pub(super) struct Commit {
 }
 
 /// The tasks of a worker, by partition.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Tasks {
     lives: BTreeMap<i32, Life>,
-    /// The first is being restored; the others wait.
+    /// What is being restored; so many at a time read the log.
     restores: VecDeque<Starting>,
     records_left: i64,
+    /// Asks Kafka where the logs end; made when the first restore needs it.
+    asker: Option<BaseConsumer<Logs>>,
 }
 
 /// What a task does before it processes records.
@@ -98,13 +105,19 @@ impl Starting {
         }
     }
 
+    fn is_reading(&self) -> bool {
+        matches!(self, Starting::Restore(restore) if restore.is_reading())
+    }
+
     fn step<C: ConsumerContext>(
         &mut self,
-        setup: &Setup,
+        setup: &Arc<Setup>,
         consumer: &BaseConsumer<C>,
+        asker: &BaseConsumer<Logs>,
+        may_read: bool,
     ) -> Result<Progress, Trouble> {
         match self {
-            Starting::Restore(restore) => restore.step(setup, consumer),
+            Starting::Restore(restore) => restore.step(setup, consumer, asker, may_read),
             Starting::Resume(resume) => resume.step(setup, consumer),
         }
     }
@@ -139,40 +152,68 @@ impl Tasks {
         Ok(())
     }
 
-    /// Takes one bounded step of one restore. `true`: there is nothing to do at once.
+    /// Takes one bounded step of every restore. `true`: there is nothing to do at once.
     ///
     /// # Errors
     /// Where a restore cannot go on.
     pub(super) fn restore_step<C: ConsumerContext>(
         &mut self,
-        setup: &Setup,
+        setup: &Arc<Setup>,
         consumer: &BaseConsumer<C>,
     ) -> Result<bool, Trouble> {
-        let Some(mut restore) = self.restores.pop_front() else { return Ok(true) };
-        let partition = restore.partition();
-        match restore.step(setup, consumer)? {
-            Progress::Waiting => {
-                self.restores.push_back(restore);
-                Ok(true)
-            }
-            Progress::Left(records) => {
-                self.records_left = records;
-                self.lives.insert(partition, Life::Restoring);
-                self.restores.push_front(restore);
-                Ok(false)
-            }
-            Progress::Done(restored) => {
-                self.records_left = 0;
-                let life = match restored.replay {
-                    Some(replay) => {
-                        Life::Rebuilding(Box::new(Rebuild::new(setup, partition, *restored, replay)))
-                    }
-                    None => run(setup, consumer, partition, *restored)?,
-                };
-                self.lives.insert(partition, life);
-                Ok(false)
+        if self.restores.is_empty() {
+            return Ok(true);
+        }
+        let asker = match self.asker.take() {
+            Some(asker) => asker,
+            None => restore::create(&clients::log_reader(&setup.topology))?,
+        };
+        let all_wait = self.step_restores(setup, consumer, &asker);
+        self.asker = Some(asker);
+        all_wait
+    }
+
+    fn step_restores<C: ConsumerContext>(
+        &mut self,
+        setup: &Arc<Setup>,
+        consumer: &BaseConsumer<C>,
+        asker: &BaseConsumer<Logs>,
+    ) -> Result<bool, Trouble> {
+        let mut all_wait = true;
+        let mut left = 0;
+        let mut readings = self.restores.iter().filter(|restore| restore.is_reading()).count();
+        for mut restore in std::mem::take(&mut self.restores) {
+            let partition = restore.partition();
+            readings -= usize::from(restore.is_reading());
+            let progress = restore.step(setup, consumer, asker, readings < READINGS_MAX)?;
+            readings += usize::from(restore.is_reading());
+            match progress {
+                Progress::Waiting => self.restores.push_back(restore),
+                Progress::Reading(records) => {
+                    left += records;
+                    self.lives.insert(partition, Life::Restoring);
+                    self.restores.push_back(restore);
+                }
+                Progress::Left(records) => {
+                    left += records;
+                    all_wait = false;
+                    self.lives.insert(partition, Life::Restoring);
+                    self.restores.push_back(restore);
+                }
+                Progress::Done(restored) => {
+                    all_wait = false;
+                    let life = match restored.replay {
+                        Some(replay) => {
+                            Life::Rebuilding(Box::new(Rebuild::new(setup, partition, *restored, replay)))
+                        }
+                        None => run(setup, consumer, partition, *restored)?,
+                    };
+                    self.lives.insert(partition, life);
+                }
             }
         }
+        self.records_left = left;
+        Ok(all_wait)
     }
 
     /// Takes one bounded step of one rebuild, with no transaction open.

@@ -1,0 +1,197 @@
+//! Changelog, ids log, raw topic or the group's offsets are lost: the run is
+//! refused, again and again, or goes on as it says. Nothing is derived from half
+//! a state.
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::{Offset, TopicPartitionList};
+
+use crate::datasets::HISTORIES;
+use crate::pipeline::{Pipeline, Settings};
+use crate::story::{again, in_every_partition, moved, opened};
+use crate::tasks::PARTITIONS;
+use crate::{broker, wait};
+
+fn emitted(name: &str) -> (Pipeline, Vec<String>) {
+    let pipeline = Pipeline::new(name, &Settings::default());
+    pipeline.rewrite(|text| {
+        text.replace("\n  brokers:", "\n  consumer:\n    session.timeout.ms: 6000\n  brokers:")
+    });
+    pipeline.feed(&HISTORIES);
+    let uids = in_every_partition("T");
+    pipeline.append(uids.iter().map(|uid| opened(uid)));
+    pipeline.run_until_caught_up();
+    (pipeline, uids)
+}
+
+fn admin() -> AdminClient<DefaultClientContext> {
+    ClientConfig::new().set("bootstrap.servers", broker::address()).create().expect("a client")
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(future)
+}
+
+fn delete(topics: &[&str]) {
+    let deleted = block_on(admin().delete_topics(topics, &AdminOptions::new())).expect("the broker answers");
+    assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
+}
+
+/// Deletes topics and makes them again, empty.
+fn make_anew(pipeline: &Pipeline, topics: &[&str]) {
+    delete(topics);
+    wait::until("the topics are made anew", || {
+        pipeline.command(&["topics", "apply"]).status.success().then_some(())
+    });
+}
+
+fn refused(pipeline: &Pipeline, what: &str) -> String {
+    let ended = pipeline.start("a").wait();
+    assert_eq!(ended.status.code(), Some(1), "{what}: {}", ended.log.0);
+    ended.log.0
+}
+
+/// Refused the first time and the second, which may not take what the first has read for a state.
+fn assert_refused_twice(pipeline: &Pipeline, what: &str) {
+    let emitted = pipeline.emitted().len();
+    for time in ["the first time", "the second time"] {
+        let said = refused(pipeline, &format!("{what}, {time}"));
+        assert!(said.contains("has lost records") && said.contains("topics apply"), "{what}, {time}: {said}");
+    }
+    assert_eq!(pipeline.emitted().len(), emitted, "{what}: nothing is emitted");
+}
+
+/// Kafka forgets the group.
+fn forget_offsets(pipeline: &Pipeline) {
+    wait::until("the group has no members, and is forgotten", || {
+        let forgotten = block_on(admin().delete_groups(&[pipeline.group()], &AdminOptions::new()));
+        forgotten.is_ok_and(|groups| groups.iter().all(Result::is_ok)).then_some(())
+    });
+}
+
+#[test]
+fn logs_that_were_made_anew_are_refused_with_the_disk_and_without() {
+    for (name, topics) in [("changelog-lost", &[0][..]), ("ids-lost", &[1]), ("both-lost", &[0, 1])] {
+        let (pipeline, _) = emitted(name);
+        let logs = pipeline.logs();
+        let topics: Vec<&str> = topics.iter().map(|number| logs[*number]).collect();
+        make_anew(&pipeline, &topics);
+        assert_refused_twice(&pipeline, "with the disk");
+        pipeline.lose_disk("a");
+        assert_refused_twice(&pipeline, "without the disk");
+    }
+}
+
+#[test]
+fn an_ids_log_that_was_lost_is_noticed_where_the_offsets_are_forgotten_too() {
+    let (pipeline, _) = emitted("ids-and-offsets-lost");
+    make_anew(&pipeline, &[pipeline.logs()[1]]);
+    forget_offsets(&pipeline);
+    assert_refused_twice(&pipeline, "with the disk");
+    pipeline.lose_disk("a");
+    assert_refused_twice(&pipeline, "without the disk");
+}
+
+#[test]
+fn where_both_logs_and_the_offsets_are_lost_the_disk_still_tells_that_there_was_a_state() {
+    let (pipeline, _) = emitted("all-but-disk-lost");
+    make_anew(&pipeline, &pipeline.logs());
+    forget_offsets(&pipeline);
+    assert_refused_twice(&pipeline, "with the disk");
+}
+
+#[test]
+fn what_the_refusal_advises_begins_without_state() {
+    let (pipeline, _) = emitted("begun-anew");
+    make_anew(&pipeline, &pipeline.logs());
+    let said = refused(&pipeline, "both lost");
+    assert!(said.contains("reset the group's offsets"), "{said}");
+    let before = pipeline.emitted().len();
+    pipeline.lose_disk("a");
+    wait::until("the group can be reset", || {
+        let arguments = [
+            "consumer-groups",
+            "--reset-offsets",
+            "--group",
+            pipeline.group(),
+            "--topic",
+            &pipeline.topic("ticket.raw"),
+            "--to-earliest",
+            "--execute",
+        ];
+        broker::tool(&arguments);
+        (pipeline.committed() == 0).then_some(())
+    });
+    let log = pipeline.run_until_caught_up();
+    assert_eq!(log.total("records"), pipeline.end(), "{}", log.0);
+    assert_eq!(pipeline.emitted().len(), 2 * before);
+}
+
+#[test]
+fn forgotten_offsets_are_the_states_with_the_disk_and_without() {
+    let (pipeline, uids) = emitted("offsets-lost");
+    forget_offsets(&pipeline);
+    pipeline.append(uids.iter().map(|uid| moved(uid, "waiting")));
+    let log = pipeline.run_until_caught_up();
+    assert_eq!(log.lines("no committed offset").len(), 4, "{}", log.0);
+    forget_offsets(&pipeline);
+    pipeline.lose_disk("a");
+    pipeline.append(uids.iter().map(|uid| moved(uid, "closed")));
+    let log = pipeline.run_until_caught_up();
+    assert_eq!(log.lines("no committed offset").len(), 4, "{}", log.0);
+    let changes = pipeline.changes();
+    for uid in &uids {
+        assert_eq!(changes[uid], ["status: open -> waiting", "status: waiting -> closed"]);
+    }
+    pipeline.assert_emitted_as_expected();
+}
+
+#[test]
+fn a_changelog_that_is_deleted_under_a_run_ends_it_in_plain_words() {
+    let (pipeline, uids) = emitted("deleted-under-a-run");
+    let mut process = pipeline.start("a");
+    wait::until("all are restored", || (process.log().lines("restored").len() == 4).then_some(()));
+    delete(&[pipeline.logs()[0]]);
+    wait::until("the topics are made anew", || {
+        pipeline.command(&["topics", "apply"]).status.success().then_some(())
+    });
+    pipeline.append(uids.iter().map(|uid| moved(uid, "closed")));
+    wait::until("the run has ended", || (!process.is_running()).then_some(()));
+    let ended = process.wait();
+    assert_eq!(ended.status.code(), Some(1), "{}", ended.log.0);
+    assert!(
+        ended.log.0.contains("deleted and made anew") || ended.log.0.contains("topics apply"),
+        "{}",
+        ended.log.0
+    );
+    let said = refused(&pipeline, "at the next start");
+    assert!(said.contains("has lost records"), "{said}");
+}
+
+#[test]
+fn an_ids_log_that_is_cut_within_the_window_is_told_where_it_is_needed() {
+    let (pipeline, uids) = emitted("ids-cut");
+    let first: Vec<_> = uids.iter().map(|uid| moved(uid, "waiting")).collect();
+    pipeline.append(first.clone());
+    pipeline.run_until_caught_up();
+    let log = pipeline.run_until_caught_up();
+    assert!(log.lines("the ids log begins within the window").is_empty(), "{}", log.0);
+    // All but what holds the last commit of each partition.
+    let ids = pipeline.logs()[1];
+    let mut list = TopicPartitionList::new();
+    for partition in 0..PARTITIONS {
+        let last = pipeline.true_end(ids, partition) - 2;
+        list.add_partition_offset(ids, partition, Offset::Offset(last)).expect("an offset");
+    }
+    block_on(admin().delete_records(&list, &AdminOptions::new())).expect("the broker answers");
+    let log = pipeline.run_until_caught_up();
+    assert!(log.lines("the ids log begins within the window").is_empty(), "the disk has it: {}", log.0);
+    pipeline.lose_disk("a");
+    // What the last commit saw is still known.
+    pipeline.append(first.iter().map(again));
+    let log = pipeline.run_until_caught_up();
+    assert_eq!(log.lines("the ids log begins within the window").len(), 4, "{}", log.0);
+    assert_eq!(log.total("duplicates"), 4, "{}", log.0);
+    pipeline.assert_emitted_as_expected();
+}
