@@ -25,6 +25,7 @@ mod rebuild;
 
 // On the broker: what it takes,
 mod broker;
+mod collector;
 mod pipeline;
 mod process;
 
@@ -36,10 +37,13 @@ mod damage;
 mod large;
 mod lost_logs;
 mod owners;
+mod pages;
 mod rekey;
 mod replay;
 mod restore;
 mod same_output;
 mod shutdown;
 mod start;
+mod telemetry;
 mod topics;
+mod traces;

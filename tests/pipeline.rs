@@ -45,14 +45,22 @@ pub(crate) struct Settings {
     pub(crate) batch_records_max: usize,
     /// The raw topic's keys say nothing.
     pub(crate) rekeyed: bool,
+    /// Where its pages are: many run side by side.
+    pub(crate) http: &'static str,
     /// Policies and rules.
     pub(crate) contract: String,
 }
 
 impl Default for Settings {
     fn default() -> Settings {
-        let contract = String::new();
-        Settings { workers: 2, commit_interval: "20ms", batch_records_max: 5_000, rekeyed: false, contract }
+        Settings {
+            workers: 2,
+            commit_interval: "20ms",
+            batch_records_max: 5_000,
+            rekeyed: false,
+            http: "off",
+            contract: String::new(),
+        }
     }
 }
 
@@ -185,6 +193,7 @@ impl Pipeline {
             .env("STATE_DIR", self.state(instance))
             .env("INSTANCE_ID", instance)
             .env_remove("RUST_LOG")
+            .env_remove("OTEL_EXPORTER_OTLP_ENDPOINT")
             .stdin(Stdio::null());
         command
     }
@@ -283,6 +292,13 @@ impl Pipeline {
         limited.args(["-c", &script]).arg(binary.get_program()).args(binary.get_args());
         limited.envs(binary.get_envs().filter_map(|(name, value)| Some((name, value?))));
         self.spawn(limited.env_remove("RUST_LOG").stdin(Stdio::null()), instance, &[])
+    }
+
+    /// The same with more variables in its environment.
+    pub(crate) fn start_in(&self, environment: &[(&str, &str)], arguments: &[&str]) -> Process {
+        let mut binary = self.binary("a");
+        binary.envs(environment.iter().copied());
+        self.spawn(&mut binary, "a", arguments)
     }
 
     fn spawn(&self, binary: &mut Command, instance: &str, arguments: &[&str]) -> Process {
@@ -644,12 +660,12 @@ impl Pipeline {
 fn topology_text(group: &str, raw_topic: &str, settings: &Settings) -> String {
     let of_contract = Topology::parse("topology.yaml", &settings.contract, &|_| None)
         .unwrap_or_else(|mistakes| panic!("{mistakes}"));
-    let Settings { workers, commit_interval, batch_records_max, contract, .. } = settings;
+    let Settings { workers, commit_interval, batch_records_max, http, contract, .. } = settings;
     let keyed_by = if settings.rekeyed { "\n  keyed_by: nothing" } else { "" };
     let mut text = format!(
         "group: {group}\nsource:\n  topic: {raw_topic}\n  partitions: {PARTITIONS}{keyed_by}\nkafka:\n  brokers: {}\n\
          runtime:\n  workers: {workers}\n  commit_interval: {commit_interval}\n\
-         limits:\n  batch_records_max: {batch_records_max}\n  memory_mb: 128\n{contract}\noutputs:\n  late: {group}.ticket.late\n  \
+         limits:\n  batch_records_max: {batch_records_max}\n  memory_mb: 128\nhttp:\n  listen: {http}\n{contract}\noutputs:\n  late: {group}.ticket.late\n  \
          dead_letter: {group}.ticket.dlq\n  events:\n",
         broker::address()
     );

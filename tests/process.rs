@@ -110,6 +110,14 @@ impl Log {
             .collect()
     }
 
+    /// A field of the first of those lines; `None` where there is no such line yet.
+    pub(crate) fn word(&self, text: &str, field: &str) -> Option<String> {
+        let line = self.lines(text).into_iter().next()?;
+        // A line may be half written.
+        let (_, rest) = line.split_once(&format!(" {field}="))?;
+        Some(rest.split_whitespace().next()?.to_owned())
+    }
+
     /// A count of the last progress line, which tells of the whole run.
     pub(crate) fn total(&self, field: &str) -> i64 {
         *self.numbers("progress", field).last().unwrap_or_else(|| panic!("no progress in:\n{}", self.0))

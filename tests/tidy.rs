@@ -40,12 +40,26 @@ const RULES: &[Rule] = &[
             "cli",
         ],
     },
+    Rule {
+        what: "OpenTelemetry",
+        signs: &[
+            "opentelemetry::",
+            "opentelemetry_sdk::",
+            "opentelemetry_otlp::",
+            "opentelemetry_prometheus::",
+        ],
+        homes: &["telemetry"],
+    },
+    Rule { what: "prometheus", signs: &["prometheus::", "use prometheus"], homes: &["telemetry"] },
+    Rule { what: "axum", signs: &["axum::", "use axum"], homes: &["http"] },
+    Rule { what: "an HTTP client", signs: &["reqwest::", "use reqwest"], homes: &["cli/health"] },
+    Rule { what: "sockets", signs: &["std::net", "TcpListener"], homes: &["topology", "http", "cli/health"] },
     Rule { what: "rocksdb", signs: &["rocksdb::", "use rocksdb"], homes: &["store"] },
-    Rule { what: "serde_json", signs: &["serde_json::", "use serde_json"], homes: &["lines", "cli"] },
+    Rule { what: "serde_json", signs: &["serde_json::", "use serde_json"], homes: &["lines", "http", "cli"] },
     Rule { what: "serde", signs: &["serde::", "use serde;"], homes: &["lines", "cli"] },
     Rule { what: "a YAML parser", signs: &["saphyr::", "saphyr_parser::"], homes: &["topology"] },
     Rule { what: "clap", signs: &["clap::", "use clap"], homes: &["cli"] },
-    Rule { what: "tokio", signs: &["tokio::", "use tokio"], homes: &["pipeline", "topics", "cli"] },
+    Rule { what: "tokio", signs: &["tokio::", "use tokio"], homes: &["http", "pipeline", "topics", "cli"] },
     Rule { what: "uuid", signs: &["uuid::", "use uuid"], homes: &["outgoing"] },
     Rule {
         what: "a clock",
@@ -57,6 +71,9 @@ const RULES: &[Rule] = &[
             "rebuild",
             "transaction",
             "worker",
+            "health",
+            "telemetry",
+            "http",
             "pipeline",
             "topics",
             "audit",
@@ -66,7 +83,7 @@ const RULES: &[Rule] = &[
     Rule {
         what: "the environment",
         signs: &["env::var", "env::vars", "std::env"],
-        homes: &["topology", "crash", "broken", "cli"],
+        homes: &["topology", "crash", "broken", "telemetry", "cli"],
     },
     Rule {
         what: "the disk",
@@ -76,7 +93,7 @@ const RULES: &[Rule] = &[
     Rule {
         what: "threads",
         signs: &["std::thread", "thread::spawn", "thread::sleep", "thread::Builder"],
-        homes: &["clients", "restore", "transaction", "worker", "pipeline", "topics", "audit", "cli"],
+        homes: &["clients", "restore", "transaction", "worker", "http", "pipeline", "topics", "audit", "cli"],
     },
     Rule {
         what: "unsafe code",

@@ -9,10 +9,13 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use ticket_pipeline::commit_record::{CommitRecord, IdsRecord};
+use ticket_pipeline::health::Health;
 use ticket_pipeline::record::{Outbox, RawRecord};
 use ticket_pipeline::store::{Positions, StateDirectory, StoreSettings};
-use ticket_pipeline::task::Task;
+use ticket_pipeline::task::{Outcome, Task};
+use ticket_pipeline::telemetry::{self, Instruments, Telemetry};
 use ticket_pipeline::topology::Topology;
+use ticket_pipeline::worker::{Counts, Published, Status};
 
 use ticket_harness::histories::Histories;
 use ticket_harness::stream::{Shape, Stream};
@@ -28,17 +31,11 @@ pub(crate) fn run(
     events: u64,
     batch: u64,
     state: &Path,
+    with_metrics: bool,
 ) -> Result<()> {
     let topology = Arc::new(topology);
-    let settings = StoreSettings {
-        group: topology.group.clone(),
-        topic: topology.source.topic.clone(),
-        flush_records_max: topology.state.flush_records_max,
-        flush_interval_ms: topology.state.flush_interval_ms,
-        dedupe_window_ms: topology.policies.dedupe_window_ms,
-        memory_bytes: topology.limits.memory_mb * 1024 * 1024 / 4,
-    };
-    let directory = StateDirectory::lock(state, settings)?;
+    let mut metrics = if with_metrics { Some(Metrics::start(&topology)?) } else { None };
+    let directory = StateDirectory::lock(state, store_settings(&topology))?;
     let mut tasks = Vec::new();
     for partition in 0..shape.partitions {
         let store = directory.open(partition)?.context("a store of its own")?;
@@ -51,6 +48,7 @@ pub(crate) fn run(
     let mut processed = 0;
     while processed < events {
         let until = (processed + batch).min(events);
+        let transaction_began = Instant::now();
         while processed < until {
             let event = stream.next_event();
             let place = usize::try_from(event.partition)?;
@@ -63,11 +61,14 @@ pub(crate) fn run(
                 value: Some(event.value),
                 headers: &[],
             };
-            task.process(&record, &mut outbox)?;
+            let outcome = task.process(&record, &mut outbox)?;
             *position += 1;
             for record in outbox.records() {
                 sent += 1;
                 sent_bytes += record.value.map_or(0, <[u8]>::len);
+            }
+            if let Some(metrics) = &mut metrics {
+                metrics.process(&outcome, &outbox, event.timestamp_ms);
             }
             processed += 1;
         }
@@ -86,6 +87,9 @@ pub(crate) fn run(
             task.store.apply(&positions(end, input, stream_time_ms))?;
             task.store.flush_if_due(Instant::now())?;
         }
+        if let Some(metrics) = &mut metrics {
+            metrics.commit(transaction_began);
+        }
     }
     let seconds = began.elapsed().as_secs_f64();
     println!(
@@ -99,6 +103,56 @@ pub(crate) fn run(
     );
     anyhow::ensure!(sent - events == stream.expectation.derived(), "the numbers of derived events differ");
     Ok(())
+}
+
+fn store_settings(topology: &Topology) -> StoreSettings {
+    StoreSettings {
+        group: topology.group.clone(),
+        topic: topology.source.topic.clone(),
+        flush_records_max: topology.state.flush_records_max,
+        flush_interval_ms: topology.state.flush_interval_ms,
+        dedupe_window_ms: topology.policies.dedupe_window_ms,
+        memory_bytes: topology.limits.memory_mb * 1024 * 1024 / 4,
+    }
+}
+
+/// What a worker does for whoever watches.
+struct Metrics {
+    /// Without it nobody would read what is measured, and measuring would cost nothing.
+    _telemetry: Telemetry,
+    instruments: Instruments,
+    published: Arc<Published>,
+    counts: Counts,
+    times_ms: Vec<i64>,
+}
+
+impl Metrics {
+    fn start(topology: &Arc<Topology>) -> Result<Metrics> {
+        let health = Arc::new(Health::new(Arc::clone(topology)));
+        let telemetry = Telemetry::start(&health, true)?;
+        let published = Arc::new(Published::default());
+        health.add_worker(0, Arc::clone(&published));
+        Ok(Metrics {
+            instruments: telemetry.instruments(),
+            _telemetry: telemetry,
+            published,
+            counts: Counts::new(topology.event_types.len()),
+            times_ms: Vec::new(),
+        })
+    }
+
+    fn process(&mut self, outcome: &Outcome, outbox: &Outbox, timestamp_ms: i64) {
+        outbox.records().for_each(|record| self.counts.sent(record.destination, record.origin));
+        self.counts.read(outcome);
+        self.times_ms.push(timestamp_ms);
+    }
+
+    fn commit(&mut self, began: Instant) {
+        self.published.turn();
+        self.published.publish(Status { counts: self.counts.clone(), ..Status::default() });
+        self.instruments.transaction(telemetry::Outcome::Committed, began.elapsed());
+        self.instruments.committed(0, self.times_ms.drain(..));
+    }
 }
 
 /// Where a store stands whose logs are not real ones.

@@ -168,6 +168,9 @@ struct Core {
     /// An empty folder for the stores.
     #[arg(long)]
     state: PathBuf,
+    /// Measures and counts as a worker does.
+    #[arg(long)]
+    metrics: bool,
 }
 
 fn main() -> Result<()> {
@@ -178,7 +181,15 @@ fn main() -> Result<()> {
         Command::Core(core) => {
             let histories = read()?;
             let shape = shape(&histories, core.events, None, 2_000, 4);
-            core::run(Topology::shipped(), &histories, shape, core.events, core.batch, &core.state)
+            core::run(
+                Topology::shipped(),
+                &histories,
+                shape,
+                core.events,
+                core.batch,
+                &core.state,
+                core.metrics,
+            )
         }
         Command::Throughput(throughput) => run_throughput(throughput, &read()?, &beside_the_limit),
         Command::Scaling(throughput) => run_throughput(throughput, &read()?, &by_workers),

@@ -18,5 +18,6 @@ pub fn text(name: &str, source: &str, partitions: i32, brokers: &str) -> String 
             topics.push(event_type.topic.clone());
         }
     }
-    text + &format!("kafka:\n  brokers: {brokers}\n")
+    // Several run side by side.
+    text + &format!("http:\n  listen: off\nkafka:\n  brokers: {brokers}\n")
 }

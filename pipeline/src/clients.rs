@@ -194,6 +194,12 @@ pub fn idempotent_producer(kafka: &Kafka) -> ClientConfig {
     config
 }
 
+/// The version of the Kafka client that is linked in.
+#[must_use]
+pub fn librdkafka_version() -> String {
+    rdkafka::util::get_rdkafka_version().1
+}
+
 fn set_all(config: &mut ClientConfig, properties: &[(String, String)]) {
     for (name, value) in properties {
         config.set(name, value);

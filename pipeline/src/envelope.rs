@@ -63,6 +63,18 @@ pub enum Code {
 }
 
 impl Code {
+    /// All of them, in the order in which they are looked for.
+    pub const ALL: [Code; 8] = [
+        Code::NullValue,
+        Code::NotJson,
+        Code::NotAnEnvelope,
+        Code::UnknownEventType,
+        Code::BadTimestamp,
+        Code::NoTicketUid,
+        Code::KeyMismatch,
+        Code::PayloadTooLarge,
+    ];
+
     /// The code as it stands in the dead-letter record's header.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -34,6 +34,9 @@
 //!  crash       steps at which a test lets the process die
 //!  broken      what a build that is broken on purpose does to a record
 //!  worker      the loop: poll, process, commit, apply; rebalance, shutdown
+//!  health      the process as seen from outside, and the judgement on it
+//!  telemetry   OpenTelemetry: every metric's name, unit and meaning
+//!  http        pages about the process: live, ready, metrics, status
 //!  pipeline    the process: workers, signals, progress, the state directory's lock
 //!  topics      what the topics must be like, and making them so
 //!  audit       proves on the topics that nothing was lost, doubled or changed
@@ -102,6 +105,12 @@ pub mod crash;
 pub mod broken;
 
 pub mod worker;
+
+pub mod health;
+
+pub mod telemetry;
+
+pub mod http;
 
 pub mod pipeline;
 

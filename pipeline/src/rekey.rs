@@ -47,7 +47,7 @@ impl Rekey {
             Ok(envelope) => envelope,
             Err(unusable) => {
                 outgoing::push_dead_letter(out, &self.topology.source.topic, record, &unusable);
-                return Outcome::of(Fate::DeadLetter(unusable.code));
+                return Outcome::of(Fate::DeadLetter(unusable.code), None);
             }
         };
         let uid = envelope.uid.as_bytes();
@@ -66,7 +66,7 @@ impl Rekey {
         out.header(PARTITION, Some(record.partition.to_string().as_bytes()));
         out.header(OFFSET, Some(record.offset.to_string().as_bytes()));
         out.header(KEY, record.key);
-        Outcome::of(Fate::Rekeyed)
+        Outcome::of(Fate::Rekeyed, Some(envelope.event_type))
     }
 }
 

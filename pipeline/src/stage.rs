@@ -19,11 +19,12 @@ use crate::task::{Outcome, Task};
 use crate::topology::{KeyedBy, Topology};
 
 /// A stage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Stage {
     /// Raw records go to their tickets' partitions. It has no state.
     Rekey,
     /// Ticket events come in, what changed goes out.
+    #[default]
     Tickets,
 }
 

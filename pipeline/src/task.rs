@@ -18,7 +18,7 @@ use crate::partition;
 use crate::record::{Destination, Draft, Origin, Outbox, RawRecord};
 use crate::rekey;
 use crate::store::{EventHash, Seen, Store};
-use crate::topology::{KeyedBy, Topology};
+use crate::topology::{EventTypeIndex, KeyedBy, Topology};
 use crate::transition::{self, DerivedEvent, Role, Transition};
 use crate::truncate::{self, Spare};
 
@@ -42,6 +42,8 @@ pub struct Task {
 pub struct Outcome {
     /// The fate.
     pub fate: Fate,
+    /// The event type, an index into the topology's; `None` of a dead letter.
+    pub event_type: Option<EventTypeIndex>,
     /// How many derived events were emitted.
     pub derived: u32,
     /// How many derived events met their twin and were dropped.
@@ -68,8 +70,8 @@ pub enum Fate {
 }
 
 impl Outcome {
-    pub(crate) fn of(fate: Fate) -> Outcome {
-        Outcome { fate, derived: 0, twins_dropped: 0, late: false, truncated: 0 }
+    pub(crate) fn of(fate: Fate, event_type: Option<EventTypeIndex>) -> Outcome {
+        Outcome { fate, event_type, derived: 0, twins_dropped: 0, late: false, truncated: 0 }
     }
 }
 
@@ -119,7 +121,7 @@ impl Task {
         let dead_letter = |out: &mut Outbox, unusable: &Unusable| {
             out.clear();
             outgoing::push_dead_letter(out, &topology.source.topic, &raw, unusable);
-            Ok(Outcome::of(Fate::DeadLetter(unusable.code)))
+            Ok(Outcome::of(Fate::DeadLetter(unusable.code), None))
         };
 
         let envelope = match self.decoder.decode(record, topology) {
@@ -130,14 +132,12 @@ impl Task {
         // What lies ahead was noted by a run before a replay, and is void.
         let duplicate = |seen: Seen| seen.offset < record.offset && seen.timestamp_ms >= forgotten_before_ms;
         if self.store.seen(&id)?.is_some_and(duplicate) {
-            return Ok(Outcome::of(Fate::Duplicate));
+            return Ok(Outcome::of(Fate::Duplicate, Some(envelope.event_type)));
         }
 
         let role = self.roles.get(envelope.event_type).copied().unwrap_or(Role::Other);
-        let bytes = match role {
-            Role::Other => None,
-            _ => self.store.entry(envelope.uid.as_bytes())?,
-        };
+        let is_ours = !matches!(role, Role::Other);
+        let bytes = if is_ours { self.store.entry(envelope.uid.as_bytes())? } else { None };
         let damaged = || format!("decode the entry of ticket \"{}\"", envelope.uid);
         let mut entry = match &bytes {
             Some(bytes) => Entry::decode(bytes, &self.rule_set).with_context(damaged)?,
@@ -171,6 +171,7 @@ impl Task {
         }
         let outcome = Outcome {
             fate: if transition.dropped { Fate::Dropped } else { Fate::Emitted },
+            event_type: Some(envelope.event_type),
             derived: u32::try_from(transition.derived.len()).unwrap_or(u32::MAX),
             twins_dropped: transition.twins_dropped,
             late: transition.late,

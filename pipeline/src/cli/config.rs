@@ -154,6 +154,9 @@ fn write_settings(text: &mut String, topology: &Topology) -> Result<()> {
     writeln!(text, "          transactions of {records} raw records or {bytes}")?;
     writeln!(text, "          memory of {}", written_size(limits.memory_mb as u64 * 1024 * 1024))?;
 
+    let listen = topology.http.listen.map_or("off".to_owned(), |address| address.to_string());
+    writeln!(text, "http      {listen}")?;
+
     writeln!(text, "kafka     {}", topology.kafka.brokers)?;
     for (section, name, value) in topology.kafka.masked_properties() {
         writeln!(text, "          {section:<10}  {name} = {value}")?;

@@ -9,6 +9,7 @@ mod audit;
 mod config;
 mod derive;
 mod feed;
+mod health;
 mod replay;
 mod run;
 mod topics;
@@ -41,6 +42,8 @@ enum Command {
     Replay(replay::Arguments),
     /// Show derived events as they come, a line each.
     Watch(watch::Arguments),
+    /// Ask a running pipeline whether it is ready.
+    Health(health::Arguments),
     /// Prove that nothing was lost, doubled or changed.
     Audit(audit::Arguments),
 }
@@ -57,6 +60,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Feed(arguments) => feed::run(topology, &arguments),
         Command::Replay(arguments) => replay::run(topology, &arguments),
         Command::Watch(arguments) => watch::run(topology, &arguments),
+        Command::Health(arguments) => health::run(topology, &arguments),
         Command::Audit(arguments) => audit::run(topology, &arguments),
     };
     result.unwrap_or_else(|error| {

@@ -100,9 +100,9 @@ impl Housekeeping {
     fn cut_ids_log(&mut self, statuses: &[Arc<Status>]) -> Result<()> {
         let due: Vec<(i32, i64)> = statuses
             .iter()
-            .flat_map(|status| &status.ids_forgotten_before)
+            .flat_map(|status| &status.tasks)
+            .filter_map(|task| Some((task.partition, task.ids_forgotten_before?)))
             .filter(|(partition, offset)| self.cut_at.get(partition).is_none_or(|cut_at| cut_at < offset))
-            .copied()
             .collect();
         if due.is_empty() {
             return Ok(());

@@ -5,6 +5,7 @@
 
 mod caught_up;
 mod housekeeping;
+mod observing;
 mod owners;
 mod progress;
 mod signals;
@@ -17,14 +18,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 
 use crate::clients::Member;
+use crate::health::Health;
+use crate::http::Listener;
 use crate::restore::Setup;
 use crate::stage::Stage;
 use crate::store::{StateDirectory, StoreSettings};
+use crate::telemetry::Telemetry;
 use crate::topics;
 use crate::topology::Topology;
-use crate::worker::{Orders, Published, Status, Worker};
+use crate::worker::{Orders, Published, Worker};
 use caught_up::CaughtUp;
 use housekeeping::Housekeeping;
+use observing::Observing;
 use owners::Owners;
 use progress::Progress;
 
@@ -43,7 +48,6 @@ pub struct Options {
 struct Running {
     slot: usize,
     thread: JoinHandle<Result<()>>,
-    published: Arc<Published>,
 }
 
 /// Runs until a signal, until caught up where that is asked for, or until
@@ -57,16 +61,42 @@ pub fn run(topology: Topology, options: Options) -> Result<()> {
     let topology = Arc::new(topology);
     let state = StateDirectory::lock(&topology.state.dir, store_settings(&topology))?;
     let instance = state.instance(topology.runtime.instance.as_deref())?;
-    let checked = topics::check(&topology)?;
+    let health = Arc::new(Health::new(Arc::clone(&topology)));
+    health.name(&instance);
+    // Before anything connects, so that what is set up wrongly is said at once.
+    let listener = topology.http.listen.map(Listener::bind).transpose()?;
+    let telemetry = Telemetry::start(&health, listener.is_some())?;
+    if let Some(listener) = listener {
+        listener.serve(Arc::clone(&health), telemetry.page())?;
+    }
+    let watched = (&health, &telemetry);
+    let outcome = work(&topology, options, Arc::new(state), &instance, watched, &orders);
+    telemetry.end();
+    outcome
+}
+
+/// Who is told what the workers do.
+type Watched<'a> = (&'a Arc<Health>, &'a Telemetry);
+
+/// From the first connection to the last worker's end.
+fn work(
+    topology: &Arc<Topology>,
+    options: Options,
+    state: Arc<StateDirectory>,
+    instance: &str,
+    watched: Watched<'_>,
+    orders: &Arc<Orders>,
+) -> Result<()> {
+    let (health, _) = watched;
+    let checked = topics::check(topology)?;
     for warning in &checked.warnings {
         tracing::warn!(warning, "the topics differ from what they should be");
     }
-    let mut housekeeping = Housekeeping::connect(&topology, checked.partitions)?;
+    let mut housekeeping = Housekeeping::connect(topology, checked.partitions)?;
     let delete_retention_ms = housekeeping.delete_retention_ms()?;
-    let state = Arc::new(state);
-    let setups = Stage::all(&topology).iter().map(|stage| {
+    let setups = Stage::all(topology).iter().map(|stage| {
         Arc::new(Setup {
-            topology: Arc::clone(&topology),
+            topology: Arc::clone(topology),
             stage: *stage,
             state: Arc::clone(&state),
             partitions: checked.partitions,
@@ -77,22 +107,23 @@ pub fn run(topology: Topology, options: Options) -> Result<()> {
     let owners = setups.iter().map(|setup| Owners::connect(setup));
     let mut owners: Vec<Owners> = owners.collect::<Result<_>>()?;
     let mut caught_up =
-        if options.until_caught_up { Some(CaughtUp::begin(&topology, checked.partitions)?) } else { None };
-    let mut progress = Progress::begin(&topology, options.on_terminal)?;
+        if options.until_caught_up { Some(CaughtUp::begin(topology, checked.partitions)?) } else { None };
+    let mut observing = Observing::connect(topology, &state, health)?;
+    let mut progress = Progress::begin(health, options.on_terminal);
 
-    let mut workers = spawn_workers(&setups, &instance, &orders)?;
+    let mut workers = spawn_workers(&setups, instance, watched, orders)?;
     let mut outcome = Ok(());
     while !workers.is_empty() {
         std::thread::sleep(TICK);
         for finished in workers.extract_if(.., |worker| worker.thread.is_finished()) {
             let ended =
                 finished.thread.join().unwrap_or_else(|_| Err(anyhow!("worker {} panicked", finished.slot)));
-            progress.keep(&status(&finished.published));
             // The first error is the cause.
             outcome = outcome.and(ended);
             orders.stop.store(true, Ordering::Relaxed);
         }
-        let statuses: Vec<Arc<Status>> = workers.iter().map(|worker| status(&worker.published)).collect();
+        observing.tick();
+        let statuses = health.statuses();
         progress.tick(&statuses);
         if orders.stop.load(Ordering::Relaxed) {
             continue;
@@ -114,10 +145,15 @@ pub fn run(topology: Topology, options: Options) -> Result<()> {
 }
 
 /// The workers of all stages: as many in each.
-fn spawn_workers(setups: &[Arc<Setup>], instance: &str, orders: &Arc<Orders>) -> Result<Vec<Running>> {
+fn spawn_workers(
+    setups: &[Arc<Setup>],
+    instance: &str,
+    watched: Watched<'_>,
+    orders: &Arc<Orders>,
+) -> Result<Vec<Running>> {
     let mut all = Vec::new();
     for setup in setups {
-        all.extend(spawn_stage(setup, setups.len(), instance, orders)?);
+        all.extend(spawn_stage(setup, setups.len(), instance, watched, orders)?);
     }
     Ok(all)
 }
@@ -126,6 +162,7 @@ fn spawn_stage(
     setup: &Arc<Setup>,
     stages: usize,
     instance: &str,
+    (health, telemetry): Watched<'_>,
     orders: &Arc<Orders>,
 ) -> Result<Vec<Running>> {
     let topology = &setup.topology;
@@ -142,7 +179,9 @@ fn spawn_stage(
         .map(|slot| {
             let member = Member::new(topology, setup.stage, instance, slot, stages * workers);
             let published = Arc::new(Published::default());
-            let worker = Worker::new(Arc::clone(setup), member, Arc::clone(&published), Arc::clone(orders));
+            health.add_worker(slot, Arc::clone(&published));
+            let watchers = (telemetry.instruments(), telemetry.traces());
+            let worker = Worker::new(Arc::clone(setup), member, published, watchers, Arc::clone(orders));
             let thread = std::thread::Builder::new()
                 .name(match setup.stage {
                     Stage::Rekey => format!("rekey-{slot}"),
@@ -150,13 +189,9 @@ fn spawn_stage(
                 })
                 .spawn(move || worker.run())
                 .context("start a worker")?;
-            Ok(Running { slot, thread, published })
+            Ok(Running { slot, thread })
         })
         .collect()
-}
-
-fn status(published: &Published) -> Arc<Status> {
-    Arc::clone(&published.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
 }
 
 fn store_settings(topology: &Topology) -> StoreSettings {

@@ -72,8 +72,8 @@ enum Stage {
 /// What a step came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// So many records are left to read, at most.
-    Left(i64),
+    /// There is more to do: [`Rebuild::records_left`].
+    UnderWay,
     /// The state is what it was.
     Done,
 }
@@ -107,6 +107,18 @@ impl Rebuild {
         }
     }
 
+    /// How many raw records it has read so far.
+    #[must_use]
+    pub fn records(&self) -> u64 {
+        self.recompute.counts().records
+    }
+
+    /// How many records it has left to read, at most.
+    #[must_use]
+    pub fn records_left(&self) -> i64 {
+        self.position - self.read_up_to
+    }
+
     /// Takes one bounded step. `consumer` is the worker's, a member of the
     /// group; `producer` has no transaction open.
     ///
@@ -125,7 +137,7 @@ impl Rebuild {
         }
         Ok(match self.stage {
             Stage::Done => Progress::Done,
-            _ => Progress::Left(self.position - self.read_up_to),
+            _ => Progress::UnderWay,
         })
     }
 

@@ -178,6 +178,12 @@ impl Restore {
         self.partition
     }
 
+    /// How many records it has read so far.
+    #[must_use]
+    pub fn records(&self) -> u64 {
+        self.records
+    }
+
     /// Whether a thread of its own is reading.
     #[must_use]
     pub fn is_reading(&self) -> bool {
@@ -359,6 +365,7 @@ impl Restore {
         match reading.outcome() {
             None => {
                 let left = reading.left();
+                self.records = reading.records();
                 self.stage = Stage::Read(reading);
                 Ok(Progress::Reading(left))
             }

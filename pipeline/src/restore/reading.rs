@@ -2,7 +2,7 @@
 //! busy, and the worker has a group to stay in and other stores to restore.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -29,6 +29,7 @@ pub(super) struct Reading {
 struct Watched {
     stop: AtomicBool,
     left: AtomicI64,
+    records: AtomicU64,
 }
 
 /// A store that has been brought to its targets.
@@ -57,6 +58,11 @@ impl Reading {
     /// How many records are left to read, at most.
     pub(super) fn left(&self) -> i64 {
         self.watched.left.load(Ordering::Relaxed)
+    }
+
+    /// How many records it has read so far.
+    pub(super) fn records(&self) -> u64 {
+        self.watched.records.load(Ordering::Relaxed)
     }
 
     /// What it came to; `None` while it goes on.
@@ -102,6 +108,7 @@ fn read(
                 .read(setup, partition, &mut writes, bytes_max, &mut positions)
                 .context("restore a store")?;
             records += read.records;
+            watched.records.store(records, Ordering::Relaxed);
             first_time_ms = first_time_ms.or(read.first_time_ms);
             // What the target names may be gone (a compacted tombstone, a marker): the log's end will do.
             ended = match reader.log {

@@ -54,6 +54,17 @@ pub struct StateDirectory {
     _lock: File,
 }
 
+/// What the memory that all stores share is used for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SharedMemory {
+    /// The block cache, write buffers included, in bytes.
+    pub cache_bytes: u64,
+    /// What it is bounded by.
+    pub cache_bytes_max: u64,
+    /// Of the cache, what is written and not yet in a file.
+    pub write_buffers_bytes: u64,
+}
+
 /// What all stores of a process share.
 pub(super) struct Shared {
     pub(super) settings: StoreSettings,
@@ -154,6 +165,16 @@ impl StateDirectory {
         let instance = format!("{number:016x}");
         std::fs::write(&path, &instance).with_context(|| format!("write {path:?}"))?;
         Ok(instance)
+    }
+
+    /// What the memory that all stores share is used for.
+    #[must_use]
+    pub fn memory(&self) -> SharedMemory {
+        SharedMemory {
+            cache_bytes: self.shared.cache.get_usage() as u64,
+            cache_bytes_max: self.shared.settings.memory_bytes as u64,
+            write_buffers_bytes: self.shared.write_buffers.get_usage() as u64,
+        }
     }
 
     /// Opens a partition's store, or makes one; `None` where another worker of

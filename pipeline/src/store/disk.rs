@@ -41,6 +41,9 @@ const RECENT_SHARE: usize = 8;
 const LOAD_BYTES_MIN: usize = 1024 * 1024;
 const LOAD_BYTES_MAX: usize = 32 * 1024 * 1024;
 
+/// RocksDB's properties that say how much its files hold: small values, and large ones.
+const FILE_SIZES: [&str; 2] = ["rocksdb.live-sst-files-size", "rocksdb.live-blob-file-size"];
+
 /// When an entry was last of use, and its uid.
 pub(super) type IdleKey = (i64, Vec<u8>);
 
@@ -354,6 +357,11 @@ impl Disk {
             .map(|(_, ids)| ids - 1)
             .filter(|ids| *ids > 0)
             .last()
+    }
+
+    /// How much its files hold, in bytes; what RocksDB does not tell counts as nothing.
+    pub(super) fn size_bytes(&self) -> u64 {
+        FILE_SIZES.iter().filter_map(|name| self.db.property_int_value(*name).ok().flatten()).sum()
     }
 
     /// Counts changelog records that a crash would make a restart read again.

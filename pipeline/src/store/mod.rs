@@ -24,7 +24,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-pub use directory::{StateDirectory, StoreSettings};
+pub use directory::{SharedMemory, StateDirectory, StoreSettings};
 pub use disk::Writes;
 use disk::{Disk, IdleKey};
 pub use held::Damaged;
@@ -145,6 +145,18 @@ impl Store {
     #[must_use]
     pub fn open_bytes(&self) -> usize {
         self.open.size_bytes()
+    }
+
+    /// How much memory all that is not on the disk yet takes, and what was written out last, about.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        [&self.open, &self.sealed, &self.recent, &self.written].into_iter().map(Overlay::size_bytes).sum()
+    }
+
+    /// How much the disk holds, in bytes.
+    #[must_use]
+    pub fn disk_bytes(&self) -> u64 {
+        self.disk.as_ref().map_or(0, Disk::size_bytes)
     }
 
     /// The entries that the open transaction wrote, in the order in which they

@@ -5,6 +5,7 @@
 //! topology says is for [`crate::topics`] to find out.
 
 use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 pub use kafka::TRANSACTION_TIMEOUT_MS;
@@ -53,6 +54,8 @@ pub struct Topology {
     pub runtime: Runtime,
     /// A bound on everything that could grow.
     pub limits: Limits,
+    /// The pages about the process.
+    pub http: Http,
     /// How Kafka is reached.
     pub kafka: Kafka,
     /// The inverse of `event_types`.
@@ -228,6 +231,13 @@ pub struct Limits {
     pub batch_bytes_max: usize,
     /// Memory for caches, overlays, queues and fetch buffers together, in MiB.
     pub memory_mb: usize,
+}
+
+/// The pages about the process.
+#[derive(Debug, Clone)]
+pub struct Http {
+    /// Where they are served; `None` serves none. Port 0 is a free one.
+    pub listen: Option<SocketAddr>,
 }
 
 /// How Kafka is reached. The maps hold librdkafka's own property names; where it

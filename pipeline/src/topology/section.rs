@@ -10,10 +10,13 @@ use super::mistakes::{Mistakes, did_you_mean, shown};
 use super::yaml::{Key, Node, Scalar, Value};
 
 /// Every section with its keys; the root has no name.
-const SECTIONS: [(&str, &[&str]); 12] = [
+const SECTIONS: [(&str, &[&str]); 13] = [
     (
         "",
-        &["group", "source", "outputs", "topics", "rules", "policies", "state", "runtime", "limits", "kafka"],
+        &[
+            "group", "source", "outputs", "topics", "rules", "policies", "state", "runtime", "limits",
+            "http", "kafka",
+        ],
     ),
     ("source", &["topic", "partitions", "keyed_by"]),
     ("outputs", &["late", "dead_letter", "events"]),
@@ -25,6 +28,7 @@ const SECTIONS: [(&str, &[&str]); 12] = [
     ("state", &["dir", "flush_records", "flush_interval"]),
     ("runtime", &["workers", "instance", "commit_interval"]),
     ("limits", &["record_size_max", "batch_records_max", "batch_size_max", "memory_mb"]),
+    ("http", &["listen"]),
     ("kafka", &["brokers", "properties", "consumer", "producer"]),
 ];
 

@@ -130,6 +130,7 @@ fn the_shipped_topology_is_the_contracts_defaults() {
     assert_eq!(shipped.runtime.workers, None);
     assert_eq!(shipped.runtime.instance, None);
     assert_eq!(shipped.runtime.commit_interval_ms, 100);
+    assert_eq!(shipped.http.listen, "127.0.0.1:9464".parse().ok(), "loopback");
     assert_eq!(shipped.limits.record_bytes_max, 262_144);
     assert_eq!(shipped.limits.batch_records_max, 5000);
     assert_eq!(shipped.limits.batch_bytes_max, 16 * 1024 * 1024);
@@ -180,11 +181,12 @@ fn what_is_left_out_is_as_shipped() {
 }
 
 #[test]
-fn the_shipped_file_takes_three_variables() {
+fn the_shipped_file_takes_four_variables() {
     let environment = |name: &str| match name {
         "KAFKA_BROKERS" => Some("one:9092,two:9093".to_owned()),
         "STATE_DIR" => Some("/var/state".to_owned()),
         "INSTANCE_ID" => Some("7".to_owned()),
+        "HTTP_LISTEN" => Some("0.0.0.0:80".to_owned()),
         _ => None,
     };
     for text in [SHIPPED, ""] {
@@ -192,6 +194,7 @@ fn the_shipped_file_takes_three_variables() {
         assert_eq!(topology.kafka.brokers, "one:9092,two:9093");
         assert_eq!(topology.state.dir, Path::new("/var/state"));
         assert_eq!(topology.runtime.instance.as_deref(), Some("7"));
+        assert_eq!(topology.http.listen, "0.0.0.0:80".parse().ok());
     }
     let mistakes = Topology::parse("t.yaml", "", &|name| (name == "INSTANCE_ID").then(|| "a b".to_owned()));
     let mistakes = mistakes.unwrap_err().to_string();
@@ -366,7 +369,8 @@ fn a_users_type_may_have_a_topic_of_any_name() {
 
 #[test]
 fn mistakes_name_their_line_and_a_remedy() {
-    const KNOWN: &str = "group, source, outputs, topics, rules, policies, state, runtime, limits, kafka";
+    const KNOWN: &str =
+        "group, source, outputs, topics, rules, policies, state, runtime, limits, http, kafka";
     check(
         "sorce: {}\n",
         &[&format!("1: the key \"sorce\" is not known; did you mean \"source\"? known here: {KNOWN}")],

@@ -3,6 +3,7 @@
 //! Knows each section's settings, their bounds and what must hold between them;
 //! how a file is read, and what rules and Kafka's properties are, it does not.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::event_types::{EventTypes, TOPIC_NAME, is_topic_name};
@@ -12,7 +13,8 @@ use super::rules::read_rules;
 use super::section::{Section, duration_ms, number};
 use super::yaml::Node;
 use super::{
-    KeyedBy, Limits, NativeSpecifics, Ordering, Policies, Runtime, Source, State, TopicSettings, Topology,
+    Http, KeyedBy, Limits, NativeSpecifics, Ordering, Policies, Runtime, Source, State, TopicSettings,
+    Topology,
 };
 
 const SECOND_MS: u64 = 1000;
@@ -63,6 +65,7 @@ pub(super) fn validate(
     let state = read_state(&root.section("state", mistakes), mistakes);
     let runtime = read_runtime(&root.section("runtime", mistakes), mistakes);
     let limits = read_limits(&root.section("limits", mistakes), mistakes);
+    let http = read_http(&root.section("http", mistakes), mistakes);
     let commit_interval_ms = runtime.as_ref().map(|runtime| runtime.commit_interval_ms);
     let kafka = read_kafka(&root.section("kafka", mistakes), commit_interval_ms, mistakes);
 
@@ -84,6 +87,7 @@ pub(super) fn validate(
         state: state?,
         runtime: runtime?,
         limits: limits?,
+        http: http?,
         kafka: kafka?,
     })
 }
@@ -205,6 +209,16 @@ fn read_runtime(section: &Section<'_>, mistakes: &mut Mistakes) -> Option<Runtim
     });
     let commit_interval_ms = section.duration_ms("commit_interval", 1..=COMMIT_INTERVAL_MS_MAX, mistakes);
     Some(Runtime { workers: workers?, instance: instance?, commit_interval_ms: commit_interval_ms? })
+}
+
+fn read_http(section: &Section<'_>, mistakes: &mut Mistakes) -> Option<Http> {
+    let remedy = "write an address and a port, such as 127.0.0.1:9464 or 0.0.0.0:9464, or off";
+    let listen = section.read("listen", remedy, mistakes, |scalar| match scalar.text.as_str() {
+        "off" => Some(None),
+        // A name could be several addresses; this one is not.
+        text => text.replacen("localhost:", "127.0.0.1:", 1).parse::<SocketAddr>().ok().map(Some),
+    });
+    Some(Http { listen: listen? })
 }
 
 fn read_limits(section: &Section<'_>, mistakes: &mut Mistakes) -> Option<Limits> {

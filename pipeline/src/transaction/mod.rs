@@ -23,7 +23,7 @@ use deliveries::{Deliveries, Report};
 use native::{Client, Failure, Membership, Outgoing, OutgoingHeaders};
 use trouble::{is_permanent, remedy};
 
-pub use native::read_headers;
+pub use native::{has_joined, read_headers};
 pub use trouble::Trouble;
 
 /// After a commit that took longer, a delayed request of it could decide the

@@ -348,6 +348,11 @@ impl Membership {
     }
 }
 
+/// Whether a consumer is a member of its group.
+pub fn has_joined<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> bool {
+    Membership::of(consumer).has_joined()
+}
+
 impl Drop for Membership {
     fn drop(&mut self) {
         if !self.0.is_null() {

@@ -5,6 +5,7 @@
 //! follows it right after the poll. A partition that was given is paused until
 //! its store is restored.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rdkafka::config::RDKafkaLogLevel;
@@ -30,6 +31,7 @@ pub(super) enum Change {
 #[derive(Debug, Default)]
 pub(super) struct Assignment {
     changes: Mutex<Vec<Change>>,
+    rebalances: AtomicU64,
     failure: Mutex<Option<KafkaError>>,
 }
 
@@ -45,7 +47,13 @@ impl Assignment {
         Ok(std::mem::take(&mut *self.changes.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
+    /// How often the group has told this consumer what is its own, if only nothing new.
+    pub(super) fn rebalances(&self) -> u64 {
+        self.rebalances.load(Ordering::Relaxed)
+    }
+
     fn note(&self, list: &TopicPartitionList, change: impl Fn(i32) -> Change) {
+        self.rebalances.fetch_add(1, Ordering::Relaxed);
         let partitions = list.elements().iter().map(|element| element.partition()).collect::<Vec<_>>();
         let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         changes.extend(partitions.into_iter().map(change));

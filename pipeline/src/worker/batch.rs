@@ -31,6 +31,10 @@ impl<'c> Batch<'c> {
         self.first_at = None;
     }
 
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub(super) fn is_full(&self, limits: &Limits) -> bool {
         self.records.len() >= limits.batch_records_max || self.bytes >= limits.batch_bytes_max
     }

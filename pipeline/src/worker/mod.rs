@@ -7,12 +7,14 @@
 
 mod assignment;
 mod batch;
+mod counts;
+mod membership;
 mod status;
 mod tasks;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow};
 use rdkafka::Timestamp;
@@ -24,14 +26,17 @@ use crate::broken;
 use crate::clients::{self, Member};
 use crate::commit_record::{CommitRecord, IDS_MAX, IdsRecord};
 use crate::crash::{self, Step};
-use crate::record::{Origin, Outbox, RawRecord};
+use crate::record::{Outbox, RawRecord};
 use crate::restore::Setup;
 use crate::stage::Stage;
-use crate::task::{Fate, Task};
+use crate::task::{self, Task};
+use crate::telemetry::{self, Instruments, Outcome, Traces};
 use crate::transaction::{Moved, Producer, Transaction, Trouble, read_headers};
 use assignment::Assignment;
 use batch::Batch;
-pub use status::{Published, Status};
+pub use counts::{Counts, OfType};
+use membership::Membership;
+pub use status::{LastTrouble, Place, Published, Status, StoreSize, TaskState, TaskStatus, WorkerState};
 use tasks::{Running, Tasks};
 
 /// An idle poll takes so long: the time in which a stop is noticed.
@@ -79,6 +84,8 @@ pub struct Worker {
     tasks: Tasks,
     status: Status,
     published: Arc<Published>,
+    instruments: Instruments,
+    traces: Traces,
     orders: Arc<Orders>,
     outbox: Outbox,
 }
@@ -92,13 +99,22 @@ impl std::fmt::Debug for Worker {
 impl Worker {
     /// A worker that has done nothing yet.
     #[must_use]
-    pub fn new(setup: Arc<Setup>, member: Member, published: Arc<Published>, orders: Arc<Orders>) -> Worker {
+    pub fn new(
+        setup: Arc<Setup>,
+        member: Member,
+        published: Arc<Published>,
+        (instruments, traces): (Instruments, Traces),
+        orders: Arc<Orders>,
+    ) -> Worker {
+        let (stage, counts) = (setup.stage, Counts::new(setup.topology.event_types.len()));
         Worker {
             setup,
             member,
             tasks: Tasks::default(),
-            status: Status::default(),
+            status: Status { stage, counts, ..Status::default() },
             published,
+            instruments,
+            traces,
             orders,
             outbox: Outbox::default(),
         }
@@ -109,15 +125,25 @@ impl Worker {
     /// # Errors
     /// What no retry can help.
     pub fn run(mut self) -> Result<()> {
+        self.publish();
+        let outcome = self.lives();
+        self.enter(WorkerState::Ended);
+        outcome
+    }
+
+    fn lives(&mut self) -> Result<()> {
         let mut rebuilds = 0;
         loop {
             let commits = self.status.commits;
-            let outcome = self.life();
-            self.publish();
-            match outcome {
+            match self.life() {
                 Ok(()) => return Ok(()),
-                Err(Trouble::Stop(error)) => return Err(error),
+                Err(Trouble::Stop(error)) => {
+                    self.note_trouble(&format!("{error:#}"));
+                    return Err(error);
+                }
                 Err(Trouble::Again(why) | Trouble::Rebuild(why)) => {
+                    self.note_trouble(&why);
+                    self.enter(WorkerState::Connecting);
                     tracing::warn!(why, "building the clients anew");
                     rebuilds = if self.status.commits > commits { 0 } else { rebuilds + 1 };
                     self.pause(backoff(rebuilds));
@@ -127,6 +153,15 @@ impl Worker {
                 return Ok(());
             }
         }
+    }
+
+    fn enter(&mut self, state: WorkerState) {
+        self.status.state = state;
+        self.publish();
+    }
+
+    fn note_trouble(&mut self, what: &str) {
+        self.status.last_trouble = Some(LastTrouble { at: SystemTime::now(), what: what.to_owned() });
     }
 
     /// One life of a pair of clients.
@@ -142,11 +177,15 @@ impl Worker {
         )?;
         // Before the group knows us, what a predecessor left open is ended.
         while !producer.fence(FENCE_TIMEOUT)? {
+            self.published.turn();
             if self.is_stopping() {
                 return Ok(());
             }
+            self.note_trouble("the producer cannot begin yet");
+            self.publish();
             tracing::warn!("the producer cannot begin yet: is Kafka up?");
         }
+        self.enter(WorkerState::Joining);
         let consumer: BaseConsumer<Assignment> = clients::consumer(&topology, &self.member)
             .create_with_context(Assignment::default())
             .context("create the consumer")?;
@@ -174,7 +213,9 @@ impl Worker {
         let mut batch = Batch::new();
         let mut troubles = 0;
         let mut restores_wait = false;
+        let mut membership = Membership::default();
         loop {
+            self.published.turn();
             // What was polled is committed; what was not is the next run's.
             if self.is_stopping() && batch.records.is_empty() {
                 return Ok(());
@@ -183,6 +224,9 @@ impl Worker {
                 self.rejoin(consumer)?;
             }
             let due = self.poll(consumer, &mut batch, restores_wait, backoff(troubles))?;
+            if membership.look(consumer, &mut self.status) {
+                self.publish();
+            }
             if self.tasks.are_restoring() {
                 restores_wait = self.tasks.restore_step(&self.setup, consumer)?;
                 self.publish();
@@ -192,6 +236,7 @@ impl Worker {
                 match self.tasks.rebuild_step(&self.setup, consumer, producer) {
                     Ok(()) => troubles = 0,
                     Err(Trouble::Again(why)) => {
+                        self.note_trouble(&why);
                         tracing::warn!(why, "transaction of a rebuild aborted: sending it again");
                         troubles += 1;
                     }
@@ -210,8 +255,10 @@ impl Worker {
                         }
                     }
                     Err(Trouble::Again(why)) => {
+                        self.note_trouble(&why);
                         tracing::warn!(why, "transaction aborted: processing its records again");
                         self.tasks.discard(&self.setup);
+                        self.publish();
                         troubles += 1;
                     }
                     Err(trouble) => {
@@ -281,18 +328,40 @@ impl Worker {
     }
 
     /// One batch in, one transaction out; whether the commit was very slow.
-    ///
-    /// The order is the guarantee: Kafka commits, then the stores follow.
     fn turn(
         &mut self,
         consumer: &BaseConsumer<Assignment>,
         producer: &mut Producer,
         batch: &Batch<'_>,
     ) -> Result<bool, Trouble> {
+        let began = Instant::now();
+        let (traces, topology) = (self.traces.clone(), Arc::clone(&self.setup.topology));
+        let mut trace = traces.transaction(&topology, self.setup.stage);
+        let result = self.transact(consumer, producer, batch, &mut trace);
+        let outcome = match &result {
+            Ok(Some(_)) => Outcome::Committed,
+            Ok(None) | Err(Trouble::Again(_)) => Outcome::Aborted,
+            Err(_) => Outcome::Unknown,
+        };
+        self.instruments.transaction(outcome, began.elapsed());
+        trace.end(outcome, batch.records.len());
+        Ok(result?.unwrap_or(false))
+    }
+
+    /// The transaction itself; `None` where nothing of the batch is ours any more.
+    ///
+    /// The order is the guarantee: Kafka commits, then the stores follow.
+    fn transact(
+        &mut self,
+        consumer: &BaseConsumer<Assignment>,
+        producer: &mut Producer,
+        batch: &Batch<'_>,
+        trace: &mut telemetry::Transaction<'_>,
+    ) -> Result<Option<bool>, Trouble> {
         if consumer.assignment_lost() {
             return Err(Trouble::Again("the assignment is lost".into()));
         }
-        let mut status = self.status.clone();
+        let mut counts = self.status.counts.clone();
         crash::at(Step::Begin);
         let mut transaction = producer.begin()?;
         crash::at(Step::Process);
@@ -309,14 +378,18 @@ impl Worker {
                 value: record.payload(),
                 headers: &headers,
             };
-            process(running, &raw, &mut self.outbox, &mut transaction, &mut status)?;
+            let begun = trace.begin(&raw);
+            let outcome = process(running, &raw, &mut self.outbox, &mut transaction, &mut counts)?;
+            if let (Some(begun), Some(outcome)) = (begun, outcome) {
+                trace.processed(&raw, begun, &outcome);
+            }
         }
         crash::at(Step::Changelog);
         let moved = self.send_state(&mut transaction)?;
         crash::at(Step::Flush);
         if moved.is_empty() {
             transaction.abort()?;
-            return Ok(false);
+            return Ok(None);
         }
         let receipt = transaction.commit(&moved, consumer)?;
         for (moved, ends) in moved.iter().zip(&receipt.ends) {
@@ -324,10 +397,18 @@ impl Worker {
                 running.apply(*ends)?;
             }
         }
-        status.commits += 1;
-        self.status = status;
+        self.status.counts = counts;
+        self.status.commits += 1;
+        self.status.last_commit = Some(SystemTime::now());
         self.publish();
-        Ok(receipt.slow)
+        let is_end = self.setup.stage == Stage::Tickets;
+        let times = batch
+            .records
+            .iter()
+            .map(|record| if is_end { record.timestamp() } else { Timestamp::NotAvailable });
+        let times_ms = times.map(timestamp_ms);
+        self.instruments.committed(batch.bytes(), times_ms);
+        Ok(Some(receipt.slow))
     }
 
     /// The changelog and the commit records of every task that moved.
@@ -381,23 +462,17 @@ impl Worker {
     fn pause(&self, time: Duration) {
         let until = Instant::now() + time;
         while !self.is_stopping() && Instant::now() < until {
+            self.published.turn();
             std::thread::sleep(BACKOFF_MIN);
         }
     }
 
     fn publish(&mut self) {
-        self.status.topic = self.setup.stage.topic(&self.setup.topology).to_owned();
-        self.status.positions.clear();
-        self.status.positions.extend(self.tasks.positions());
-        self.status.restore_records_left = self.tasks.records_left();
-        self.status.ids_forgotten_before = self
-            .tasks
-            .all_running()
-            .filter_map(|(partition, running)| {
-                Some((partition, running.work.task()?.store.ids_forgotten_before()?))
-            })
-            .collect();
-        *self.published.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(self.status.clone());
+        self.status.tasks.clear();
+        self.status.tasks.extend(self.tasks.statuses());
+        self.status.restored_records = self.tasks.restored_records();
+        self.status.rebuilt_records = self.tasks.rebuilt_records();
+        self.published.publish(self.status.clone());
     }
 }
 
@@ -425,22 +500,23 @@ fn send_task(
     Ok(())
 }
 
-/// A record in; its outgoing records into the transaction.
+/// A record in; its outgoing records into the transaction. `None`: it was
+/// processed before.
 fn process(
     running: &mut Running,
     raw: &RawRecord<'_>,
     outbox: &mut Outbox,
     transaction: &mut Transaction<'_>,
-    status: &mut Status,
-) -> Result<(), Trouble> {
+    counts: &mut Counts,
+) -> Result<Option<task::Outcome>, Trouble> {
     // After an abort the batch comes again, perhaps with records of before a seek.
     if raw.offset < running.position {
-        return Ok(());
+        return Ok(None);
     }
     let mut trouble = None;
     let mut send = |part: &Outbox| {
         if trouble.is_none() {
-            trouble = send(part, transaction, status).err();
+            trouble = send(part, transaction, counts).err();
         }
     };
     let outcome = running
@@ -452,23 +528,14 @@ fn process(
     if let Some(trouble) = trouble {
         return Err(trouble);
     }
-    status.records += u64::from(outcome.fate != Fate::Rekeyed);
-    status.late += u64::from(outcome.late);
-    status.truncated += u64::from(outcome.truncated);
-    match outcome.fate {
-        Fate::Emitted => {}
-        Fate::Duplicate => status.duplicates += 1,
-        Fate::Dropped => status.dropped += 1,
-        Fate::DeadLetter(_) => status.dead_letters += 1,
-        Fate::Rekeyed => status.rekeyed += 1,
-    }
-    Ok(())
+    counts.read(&outcome);
+    Ok(Some(outcome))
 }
 
-fn send(outbox: &Outbox, transaction: &mut Transaction<'_>, status: &mut Status) -> Result<(), Trouble> {
+fn send(outbox: &Outbox, transaction: &mut Transaction<'_>, counts: &mut Counts) -> Result<(), Trouble> {
     for record in outbox.records() {
         broken::spoil(&record, |record| transaction.send(record))?;
-        status.events += u64::from(matches!(record.origin, Origin::Forwarded | Origin::Derived));
+        counts.sent(record.destination, record.origin);
     }
     Ok(())
 }

@@ -15,13 +15,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::assignment::Change;
+use super::status::{StoreSize, TaskState, TaskStatus};
 use crate::clients::{self, Logs};
 use crate::commit_record::Ends;
 use crate::rebuild::{self, Rebuild};
@@ -33,13 +34,17 @@ use crate::transaction::{Producer, Trouble};
 /// So many restores of a worker read the log at a time, each on a thread of its own.
 const READINGS_MAX: usize = 2;
 
+/// What a store takes is measured so often.
+const MEASURE_INTERVAL: Duration = Duration::from_secs(2);
+
 /// Where a task is in its life. A task that is closed is no longer among them.
 #[derive(Debug)]
 enum Life {
     /// Ours, and nothing done for it yet; it waits for its turn to be restored.
     Created,
-    /// Its store follows the log; no record of it is processed.
-    Restoring,
+    /// Its store follows the log, and has so many records left to read, at
+    /// most; no record of it is processed.
+    Restoring(i64),
     /// Its state is made what it was, for a replay; no record of it is processed.
     Rebuilding(Box<Rebuild>),
     /// It processes records.
@@ -57,6 +62,8 @@ pub(super) struct Running {
     pub(super) committed: Commit,
     /// The group's offset says something else, or nothing.
     is_foreign: bool,
+    /// What the store takes, and when that was measured.
+    measured: Option<(Instant, StoreSize)>,
 }
 
 /// A task's place as of its last commit.
@@ -76,7 +83,8 @@ pub(super) struct Tasks {
     lives: BTreeMap<i32, Life>,
     /// What is being restored; so many at a time read the log.
     restores: VecDeque<Starting>,
-    records_left: i64,
+    restored_records: u64,
+    rebuilt_records: u64,
     /// Asks Kafka where the logs end; made when the first restore needs it.
     asker: Option<BaseConsumer<Logs>>,
 }
@@ -102,6 +110,14 @@ impl Starting {
         match self {
             Starting::Restore(restore) => restore.partition(),
             Starting::Resume(resume) => resume.partition(),
+        }
+    }
+
+    /// How many records it has read so far.
+    fn records(&self) -> u64 {
+        match self {
+            Starting::Restore(restore) => restore.records(),
+            Starting::Resume(_) => 0,
         }
     }
 
@@ -180,24 +196,23 @@ impl Tasks {
         asker: &BaseConsumer<Logs>,
     ) -> Result<bool, Trouble> {
         let mut all_wait = true;
-        let mut left = 0;
         let mut readings = self.restores.iter().filter(|restore| restore.is_reading()).count();
         for mut restore in std::mem::take(&mut self.restores) {
             let partition = restore.partition();
             readings -= usize::from(restore.is_reading());
+            let records = restore.records();
             let progress = restore.step(setup, consumer, asker, readings < READINGS_MAX)?;
+            self.restored_records += restore.records() - records;
             readings += usize::from(restore.is_reading());
             match progress {
                 Progress::Waiting => self.restores.push_back(restore),
                 Progress::Reading(records) => {
-                    left += records;
-                    self.lives.insert(partition, Life::Restoring);
+                    self.lives.insert(partition, Life::Restoring(records));
                     self.restores.push_back(restore);
                 }
                 Progress::Left(records) => {
-                    left += records;
                     all_wait = false;
-                    self.lives.insert(partition, Life::Restoring);
+                    self.lives.insert(partition, Life::Restoring(records));
                     self.restores.push_back(restore);
                 }
                 Progress::Done(restored) => {
@@ -212,7 +227,6 @@ impl Tasks {
                 }
             }
         }
-        self.records_left = left;
         Ok(all_wait)
     }
 
@@ -231,10 +245,12 @@ impl Tasks {
             _ => None,
         });
         let Some((partition, rebuild)) = under_way else { return Ok(()) };
-        match rebuild.step(setup, consumer, producer)? {
-            rebuild::Progress::Left(records) => self.records_left = records,
+        let records = rebuild.records();
+        let progress = rebuild.step(setup, consumer, producer);
+        self.rebuilt_records += rebuild.records() - records;
+        match progress? {
+            rebuild::Progress::UnderWay => {}
             rebuild::Progress::Done => {
-                self.records_left = 0;
                 if let Some(Life::Rebuilding(rebuild)) = self.lives.remove(&partition) {
                     let life = run(setup, consumer, partition, rebuild.into_restored())?;
                     self.lives.insert(partition, life);
@@ -256,10 +272,16 @@ impl Tasks {
         self.lives.values().any(|life| matches!(life, Life::Rebuilding(_)))
     }
 
-    /// How many records the restore or rebuild under way has left to read, at most.
+    /// How many records restores have read so far.
     #[must_use]
-    pub(super) fn records_left(&self) -> i64 {
-        self.records_left
+    pub(super) fn restored_records(&self) -> u64 {
+        self.restored_records
+    }
+
+    /// How many raw records rebuilds have read so far.
+    #[must_use]
+    pub(super) fn rebuilt_records(&self) -> u64 {
+        self.rebuilt_records
     }
 
     /// Whether the group's offset of any is still to be made ours.
@@ -279,16 +301,14 @@ impl Tasks {
     pub(super) fn all_running(&mut self) -> impl Iterator<Item = (i32, &mut Running)> {
         self.lives.iter_mut().filter_map(|(partition, life)| match life {
             Life::Running(running) => Some((*partition, running.as_mut())),
-            Life::Created | Life::Restoring | Life::Rebuilding(_) => None,
+            Life::Created | Life::Restoring(_) | Life::Rebuilding(_) => None,
         })
     }
 
-    /// Each partition, with the committed position where it runs.
-    pub(super) fn positions(&self) -> impl Iterator<Item = (i32, Option<i64>)> {
-        self.lives.iter().map(|(partition, life)| match life {
-            Life::Running(running) => (*partition, Some(running.committed.position)),
-            Life::Created | Life::Restoring | Life::Rebuilding(_) => (*partition, None),
-        })
+    /// What each has come to, by partition.
+    pub(super) fn statuses(&mut self) -> impl Iterator<Item = TaskStatus> {
+        let now = Instant::now();
+        self.lives.iter_mut().map(move |(partition, life)| life.status(*partition, now))
     }
 
     /// Forgets what is not committed: every task is as after its last commit.
@@ -325,8 +345,40 @@ impl Tasks {
                 running.close().with_context(|| format!("close the store of partition {partition}"))
             }
             Some(Life::Rebuilding(rebuild)) => rebuild.close(),
-            Some(Life::Created | Life::Restoring) | None => Ok(()),
+            Some(Life::Created | Life::Restoring(_)) | None => Ok(()),
         }
+    }
+}
+
+impl Life {
+    fn status(&mut self, partition: i32, now: Instant) -> TaskStatus {
+        let mut status = TaskStatus {
+            partition,
+            state: TaskState::Created,
+            position: None,
+            records_left: 0,
+            ids_forgotten_before: None,
+            store: StoreSize::default(),
+        };
+        match self {
+            Life::Created => {}
+            Life::Restoring(records_left) => {
+                status.state = TaskState::Restoring;
+                status.records_left = *records_left;
+            }
+            Life::Rebuilding(rebuild) => {
+                status.state = TaskState::Rebuilding;
+                status.records_left = rebuild.records_left();
+            }
+            Life::Running(running) => {
+                status.state = TaskState::Running;
+                status.position = Some(running.committed.position);
+                status.ids_forgotten_before =
+                    running.work.task().and_then(|task| task.store.ids_forgotten_before());
+                status.store = running.store_size(now);
+            }
+        }
+        status
     }
 }
 
@@ -338,6 +390,21 @@ impl Running {
             work: Work::new(setup.stage, &setup.topology, setup.partitions, store, stream_time_ms),
             position,
             committed: Commit { position, ends, stream_time_ms },
+            measured: None,
+        }
+    }
+
+    fn store_size(&mut self, now: Instant) -> StoreSize {
+        match self.measured {
+            Some((at, size)) if now.saturating_duration_since(at) < MEASURE_INTERVAL => size,
+            _ => {
+                let size = self.work.task().map_or(StoreSize::default(), |task| StoreSize {
+                    disk_bytes: task.store.disk_bytes(),
+                    memory_bytes: task.store.memory_bytes() as u64,
+                });
+                self.measured = Some((now, size));
+                size
+            }
         }
     }
 

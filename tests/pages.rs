@@ -1,0 +1,131 @@
+//! The pages about a running pipeline: what probes and people see of it, and
+//! when.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::pipeline::{Pipeline, Settings};
+use crate::process::Process;
+use crate::story::{in_every_partition, opened};
+use crate::wait;
+
+/// The pages of a process.
+pub(crate) struct Pages {
+    pub(crate) url: String,
+}
+
+impl Pages {
+    /// As soon as they are served.
+    pub(crate) fn of(process: &Process) -> Pages {
+        let address = wait::until("the pages are served", || process.log().word("serving", "address"));
+        Pages { url: format!("http://{address}") }
+    }
+
+    /// A page's code and text.
+    pub(crate) fn get(&self, page: &str) -> (u16, String) {
+        let client = reqwest::blocking::Client::builder().timeout(Duration::from_secs(10)).no_proxy().build();
+        let answer = client.expect("a client").get(format!("{}{page}", self.url)).send();
+        let answer = answer.unwrap_or_else(|error| panic!("get {page}: {error}"));
+        (answer.status().as_u16(), answer.text().expect("a page is text"))
+    }
+
+    pub(crate) fn wait_until_ready(&self) {
+        wait::until("the pipeline is ready", || (self.get("/readyz").0 == 200).then_some(()));
+    }
+
+    pub(crate) fn status(&self) -> Value {
+        let (code, text) = self.get("/status");
+        assert_eq!(code, 200);
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+}
+
+/// Any free port.
+pub(crate) fn served() -> Settings {
+    Settings { http: "127.0.0.1:0", ..Settings::default() }
+}
+
+#[test]
+fn a_run_becomes_ready_and_tells_its_workers_tasks_positions_and_lag() {
+    let pipeline = Pipeline::new("pages", &served());
+    let uids = in_every_partition("T");
+    pipeline.append(uids.iter().map(|uid| opened(uid)));
+    let process = pipeline.start("a");
+    let pages = Pages::of(&process);
+    pages.wait_until_ready();
+    assert_eq!(pages.get("/livez"), (200, "live\n".to_owned()));
+    let health = pipeline.command(&["health", "--url", &pages.url]);
+    assert_eq!((health.status.code(), health.stdout.as_slice()), (Some(0), &b"ready\n"[..]));
+    pipeline.wait_until_caught_up();
+
+    let tasks_of = |status: &Value| -> Vec<Value> {
+        let workers = status["workers"].as_array().expect("a list").iter();
+        workers.flat_map(|worker| worker["tasks"].as_array().expect("a list").clone()).collect()
+    };
+    let status = wait::until("the lag is known and nothing", || {
+        let status = pages.status();
+        tasks_of(&status).iter().all(|task| task["lag"] == 0).then_some(status)
+    });
+    assert_eq!((&status["ready"], &status["live"]), (&Value::from(true), &Value::from(true)));
+    assert_eq!(status["instance"], "a");
+    assert_eq!(status["records"]["in"], 4);
+    assert_eq!(status["workers"].as_array().map(Vec::len), Some(2));
+    let mut tasks = tasks_of(&status);
+    tasks.sort_by_key(|task| task["partition"].as_i64());
+    assert_eq!(tasks.len(), 4);
+    for (partition, task) in tasks.iter().enumerate() {
+        assert_eq!(task["partition"], partition);
+        assert_eq!(task["state"], "running");
+        assert_eq!(task["position"], 1);
+        assert_eq!(task["end"], 1);
+    }
+    for worker in status["workers"].as_array().expect("a list") {
+        assert_eq!(worker["state"], "working");
+        assert_eq!(worker["lastTrouble"], Value::Null);
+        let committed = worker["commits"].as_u64() > Some(0);
+        assert_eq!(worker["lastCommitAt"].is_string(), committed, "{worker}");
+    }
+    process.end_well();
+}
+
+#[test]
+fn before_kafka_answers_a_run_is_live_and_not_ready() {
+    let pipeline = Pipeline::without_topics("unanswered", &served());
+    // It takes connections and never says a word.
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = silent.local_addr().expect("it listens").to_string();
+    pipeline.rewrite(|text| text.replace(crate::broker::address(), &address));
+    let process = pipeline.start("a");
+    let pages = Pages::of(&process);
+    assert_eq!(pages.get("/livez").0, 200);
+    let (code, text) = pages.get("/readyz");
+    assert_eq!((code, text.as_str()), (503, "not ready\nthe workers are not started yet\n"));
+    assert_eq!(pages.status()["ready"], false);
+    let health = |arguments: &[&str]| {
+        let output = pipeline.command(&[&["health", "--url", &pages.url], arguments].concat());
+        output.status.code()
+    };
+    assert_eq!(health(&[]), Some(1));
+    assert_eq!(health(&["--live"]), Some(0));
+    process.kill();
+    assert_eq!(health(&["--live"]), Some(1), "nobody answers any more");
+}
+
+#[test]
+fn a_port_in_use_ends_the_run_before_it_connects() {
+    let pipeline = Pipeline::without_topics("port-in-use", &Settings::default());
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = taken.local_addr().expect("it listens").to_string();
+    // Nobody listens there: who connects would wait, and speak of it.
+    pipeline.rewrite(|text| {
+        let text = text.replace("listen: off", &format!("listen: {address}"));
+        text.replace(crate::broker::address(), "127.0.0.1:1")
+    });
+    let ended = pipeline.start("a").wait();
+    assert_eq!(ended.status.code(), Some(1));
+    let said = &ended.log.0;
+    assert!(said.contains(&format!("serve the pages at {address}: another process listens there")), "{said}");
+    assert!(said.contains("http.listen") && !said.contains("127.0.0.1:1:"), "{said}");
+}
