@@ -108,7 +108,8 @@ fn the_metrics_count_what_happened() {
         let runs = samples.sum("ticket_tasks", &[("ticket_task_state", "running")]) == 4.0;
         let ready = samples.sum("ticket_ready", &[]) == 1.0;
         let told = samples.sum("messaging_client_consumed_messages_total", &[]) >= happened.records;
-        (told && runs && ready && samples.0.keys().any(|name| name.starts_with("ticket_lag{"))).then_some(samples)
+        (told && runs && ready && samples.0.keys().any(|name| name.starts_with("ticket_lag{")))
+            .then_some(samples)
     });
 
     let consumed = "messaging_client_consumed_messages_total";
