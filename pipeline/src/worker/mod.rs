@@ -9,6 +9,7 @@ mod assignment;
 mod batch;
 mod counts;
 mod membership;
+mod sending;
 mod status;
 mod tasks;
 
@@ -22,22 +23,20 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 
-use crate::broken;
 use crate::clients::{self, Member};
-use crate::commit_record::{CommitRecord, IDS_MAX, IdsRecord};
 use crate::crash::{self, Step};
 use crate::record::{Outbox, RawRecord};
 use crate::restore::Setup;
 use crate::stage::Stage;
-use crate::task::{self, Task};
 use crate::telemetry::{self, Instruments, Outcome, Traces};
 use crate::transaction::{Moved, Producer, Transaction, Trouble, read_headers};
 use assignment::Assignment;
 use batch::Batch;
 pub use counts::{Counts, OfType};
 use membership::Membership;
+use sending::{process, send_task};
 pub use status::{LastTrouble, Place, Published, Status, StoreSize, TaskState, TaskStatus, WorkerState};
-use tasks::{Running, Tasks};
+use tasks::Tasks;
 
 /// An idle poll takes so long: the time in which a stop is noticed.
 const IDLE_POLL: Duration = Duration::from_millis(100);
@@ -50,12 +49,6 @@ const FENCE_TIMEOUT: Duration = Duration::from_secs(5);
 /// After the n-th trouble in a row the worker waits 2^n times the least of these, up to the most.
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
-
-/// What one raw record emits is sent in parts of about so much.
-const PART_BYTES_MAX: usize = 8 * 1024 * 1024;
-
-/// One transaction forgets at most so many entries of each task.
-const SWEEP_MAX: usize = 1_000;
 
 /// What the process asks of its workers.
 #[derive(Debug, Default)]
@@ -474,70 +467,6 @@ impl Worker {
         self.status.rebuilt_records = self.tasks.rebuilt_records();
         self.published.publish(self.status.clone());
     }
-}
-
-/// The changelog and the commit records of one task.
-fn send_task(
-    task: &mut Task,
-    partition: i32,
-    position: i64,
-    transaction: &mut Transaction<'_>,
-) -> Result<(), Trouble> {
-    let stream_time_ms = task.stream_time_ms();
-    task.sweep(SWEEP_MAX)?;
-    for (uid, entry) in task.store.written_entries() {
-        transaction.changelog(partition, uid, entry, stream_time_ms)?;
-    }
-    let ids: Vec<_> = task.store.noted_ids().collect();
-    let mut chunks = ids.chunks(IDS_MAX);
-    let mut next = Some(chunks.next().unwrap_or_default());
-    while let Some(ids) = next {
-        let commit = CommitRecord { input: position, stream_time_ms, ids: ids.to_vec() };
-        transaction.ids(partition, &IdsRecord::Commit(commit), stream_time_ms)?;
-        next = chunks.next();
-    }
-    task.store.seal();
-    Ok(())
-}
-
-/// A record in; its outgoing records into the transaction. `None`: it was
-/// processed before.
-fn process(
-    running: &mut Running,
-    raw: &RawRecord<'_>,
-    outbox: &mut Outbox,
-    transaction: &mut Transaction<'_>,
-    counts: &mut Counts,
-) -> Result<Option<task::Outcome>, Trouble> {
-    // After an abort the batch comes again, perhaps with records of before a seek.
-    if raw.offset < running.position {
-        return Ok(None);
-    }
-    let mut trouble = None;
-    let mut send = |part: &Outbox| {
-        if trouble.is_none() {
-            trouble = send(part, transaction, counts).err();
-        }
-    };
-    let outcome = running
-        .work
-        .process_in_parts(raw, outbox, PART_BYTES_MAX, &mut send)
-        .with_context(|| format!("process partition {} offset {}", raw.partition, raw.offset))?;
-    running.position = raw.offset + 1; // A position is the next offset to read, hence the one.
-    send(outbox);
-    if let Some(trouble) = trouble {
-        return Err(trouble);
-    }
-    counts.read(&outcome);
-    Ok(Some(outcome))
-}
-
-fn send(outbox: &Outbox, transaction: &mut Transaction<'_>, counts: &mut Counts) -> Result<(), Trouble> {
-    for record in outbox.records() {
-        broken::spoil(&record, |record| transaction.send(record))?;
-        counts.sent(record.destination, record.origin);
-    }
-    Ok(())
 }
 
 fn timestamp_ms(timestamp: Timestamp) -> i64 {
