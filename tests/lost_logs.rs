@@ -33,9 +33,16 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(future)
 }
 
+/// The broker says that a topic is deleted before it stops showing it.
 fn delete(topics: &[&str]) {
     let deleted = block_on(admin().delete_topics(topics, &AdminOptions::new())).expect("the broker answers");
     assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
+    for topic in topics {
+        wait::until(&format!("{topic} is shown no more"), || {
+            let described = broker::try_tool(&["topics", "--describe", "--topic", topic]);
+            (!described.status.success()).then_some(())
+        });
+    }
 }
 
 /// Deletes topics and makes them again, empty.

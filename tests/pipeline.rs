@@ -148,6 +148,11 @@ impl Pipeline {
     /// Gives a topic more partitions, behind the pipeline's back.
     pub(crate) fn add_partitions(&self, topic: &str, partitions: i32) {
         broker::tool(&["topics", "--alter", "--topic", topic, "--partitions", &partitions.to_string()]);
+        // The controller says that it is done before the broker that is asked shows it.
+        wait::until(&format!("{topic} has {partitions} partitions"), || {
+            let described = broker::try_tool(&["topics", "--describe", "--topic", topic]);
+            text(&described.stdout).contains(&format!("PartitionCount: {partitions}\t")).then_some(())
+        });
     }
 
     /// Puts settings in place of what the topology says elsewhere.
