@@ -25,8 +25,9 @@
 //! window still holds: their last occurrence is the one that is known, for an
 //! occurrence is replaced only when it is older than the window. Noted ids stay
 //! in memory and are forgotten with the window; those left at the end enter the
-//! store. An id that is known behind o is put back at the end, where the task
-//! has written an earlier occurrence in its place.
+//! store. An id that is known behind o is kept, for the task writes an earlier
+//! occurrence in its place: it makes duplicates of records behind it, and is put
+//! back at the end.
 //!
 //! One thing is not known of a skipped record: whether a *derived* event could
 //! not be made to fit, so that it went to the dead-letter topic and its id was
@@ -199,7 +200,9 @@ impl Recompute {
 
     fn process(&mut self, id: EventHash, record: &RawRecord<'_>) -> Result<()> {
         self.task.pass(record.timestamp_ms);
-        if self.is_within(self.noted.get(&id).copied(), record) {
+        if self.is_within(self.noted.get(&id).copied(), record)
+            || self.is_within(self.later.get(&id).copied(), record)
+        {
             return Ok(());
         }
         let known = self.task.store.seen(&id)?;
@@ -237,6 +240,7 @@ impl Recompute {
     /// Notes the id of a record that is not processed, unless it was a duplicate.
     fn note(&mut self, id: EventHash, record: &RawRecord<'_>) -> Result<()> {
         let is_duplicate = self.is_within(self.noted.get(&id).copied(), record)
+            || self.is_within(self.later.get(&id).copied(), record)
             || self.is_within(self.task.store.seen(&id)?, record);
         if is_duplicate {
             return Ok(());
