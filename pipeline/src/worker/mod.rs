@@ -46,6 +46,11 @@ const RESTORE_POLL: Duration = Duration::from_millis(10);
 
 const FENCE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// A transaction takes in no more records when it has been open for so long: a
+/// few raw records can make gigabytes, and Kafka aborts what lasts too long
+/// (`transaction.timeout.ms`, at least 10 s).
+const OPEN_TIME_MAX: Duration = Duration::from_secs(3);
+
 /// After the n-th trouble in a row the worker waits 2^n times the least of these, up to the most.
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
@@ -68,6 +73,15 @@ impl Orders {
             Stage::Rekey => &self.rejoin_rekey,
         }
     }
+}
+
+/// What became of a batch.
+struct Done {
+    /// So many of its records are dealt with, from the first on.
+    records: usize,
+    committed: bool,
+    /// The commit took so long that a stray of it may come late.
+    slow: bool,
 }
 
 /// One thread's work.
@@ -240,10 +254,10 @@ impl Worker {
             let is_due = (due || self.is_stopping()) && !batch.records.is_empty();
             if is_due || self.tasks.are_foreign() {
                 match self.turn(consumer, producer, &batch) {
-                    Ok(slow) => {
-                        batch.clear();
+                    Ok(done) => {
+                        batch.drop_first(done.records);
                         troubles = 0;
-                        if slow {
+                        if done.slow {
                             return Err(Trouble::Rebuild("a commit took very long".into()));
                         }
                     }
@@ -320,28 +334,28 @@ impl Worker {
         }
     }
 
-    /// One batch in, one transaction out; whether the commit was very slow.
+    /// A batch in, one transaction out.
     fn turn(
         &mut self,
         consumer: &BaseConsumer<Assignment>,
         producer: &mut Producer,
         batch: &Batch<'_>,
-    ) -> Result<bool, Trouble> {
+    ) -> Result<Done, Trouble> {
         let began = Instant::now();
         let (traces, topology) = (self.traces.clone(), Arc::clone(&self.setup.topology));
         let mut trace = traces.transaction(&topology, self.setup.stage);
         let result = self.transact(consumer, producer, batch, &mut trace);
         let outcome = match &result {
-            Ok(Some(_)) => Outcome::Committed,
-            Ok(None) | Err(Trouble::Again(_)) => Outcome::Aborted,
+            Ok(Done { committed: true, .. }) => Outcome::Committed,
+            Ok(_) | Err(Trouble::Again(_)) => Outcome::Aborted,
             Err(_) => Outcome::Unknown,
         };
         self.instruments.transaction(outcome, began.elapsed());
-        trace.end(outcome, batch.records.len());
-        Ok(result?.unwrap_or(false))
+        trace.end(outcome, result.as_ref().map_or(batch.records.len(), |done| done.records));
+        result
     }
 
-    /// The transaction itself; `None` where nothing of the batch is ours any more.
+    /// The transaction itself, which is aborted where nothing of the batch is ours any more.
     ///
     /// The order is the guarantee: Kafka commits, then the stores follow.
     fn transact(
@@ -350,7 +364,7 @@ impl Worker {
         producer: &mut Producer,
         batch: &Batch<'_>,
         trace: &mut telemetry::Transaction<'_>,
-    ) -> Result<Option<bool>, Trouble> {
+    ) -> Result<Done, Trouble> {
         if consumer.assignment_lost() {
             return Err(Trouble::Again("the assignment is lost".into()));
         }
@@ -359,7 +373,12 @@ impl Worker {
         let mut transaction = producer.begin()?;
         crash::at(Step::Process);
         let mut headers = Vec::new();
+        let (opened, mut records) = (Instant::now(), 0);
         for record in &batch.records {
+            if opened.elapsed() > OPEN_TIME_MAX {
+                break;
+            }
+            records += 1;
             // A partition revoked since the poll has no task: its records are not ours.
             let Some(running) = self.tasks.running(record.partition()) else { continue };
             read_headers(record, &mut headers);
@@ -382,7 +401,7 @@ impl Worker {
         crash::at(Step::Flush);
         if moved.is_empty() {
             transaction.abort()?;
-            return Ok(None);
+            return Ok(Done { records, committed: false, slow: false });
         }
         let receipt = transaction.commit(&moved, consumer)?;
         for (moved, ends) in moved.iter().zip(&receipt.ends) {
@@ -398,10 +417,11 @@ impl Worker {
         let times = batch
             .records
             .iter()
+            .take(records)
             .map(|record| if is_end { record.timestamp() } else { Timestamp::NotAvailable });
         let times_ms = times.map(timestamp_ms);
-        self.instruments.committed(batch.bytes(), times_ms);
-        Ok(Some(receipt.slow))
+        self.instruments.committed(batch.bytes_of_first(records), times_ms);
+        Ok(Done { records, committed: true, slow: receipt.slow })
     }
 
     /// The changelog and the commit records of every task that moved.
