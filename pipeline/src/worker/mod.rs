@@ -46,10 +46,9 @@ const RESTORE_POLL: Duration = Duration::from_millis(10);
 
 const FENCE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A transaction takes in no more records when it has been open for so long: a
-/// few raw records can make gigabytes, and Kafka aborts what lasts too long
-/// (`transaction.timeout.ms`, at least 10 s).
-const OPEN_TIME_MAX: Duration = Duration::from_secs(3);
+/// A transaction takes in no more records when it has sent so much: a few raw
+/// records can make gigabytes, and Kafka aborts what lasts too long.
+const TRANSACTION_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// After the n-th trouble in a row the worker waits 2^n times the least of these, up to the most.
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
@@ -294,10 +293,15 @@ impl Worker {
         loop {
             let pausing =
                 not_before.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()));
-            let mut wait = batch.wait(interval).unwrap_or(IDLE_POLL).min(IDLE_POLL).max(pausing);
+            let mut wait = batch.wait(interval).unwrap_or(IDLE_POLL).max(pausing).min(IDLE_POLL);
             let at_once = self.tasks.are_restoring() || self.tasks.are_rebuilding();
             if at_once && pausing.is_zero() {
                 wait = wait.min(if restores_wait { RESTORE_POLL } else { Duration::ZERO });
+            }
+            if !pausing.is_zero() && batch.is_full(&topology.limits) {
+                // A pause is no reason to take in ever more; rebalances land here all the same.
+                std::thread::sleep(wait);
+                wait = Duration::ZERO;
             }
             let polled = consumer.poll(wait);
             let came = polled.is_some();
@@ -328,7 +332,7 @@ impl Worker {
             let due =
                 batch.is_full(&topology.limits) || batch.wait(interval).is_some_and(|wait| wait.is_zero());
             let pausing = not_before.is_some_and(|until| Instant::now() < until);
-            if (due && !pausing) || !came || self.is_stopping() {
+            if self.is_stopping() || (!pausing && (due || !came)) {
                 return Ok(due && !pausing);
             }
         }
@@ -373,9 +377,9 @@ impl Worker {
         let mut transaction = producer.begin()?;
         crash::at(Step::Process);
         let mut headers = Vec::new();
-        let (opened, mut records) = (Instant::now(), 0);
+        let mut records = 0;
         for record in &batch.records {
-            if opened.elapsed() > OPEN_TIME_MAX {
+            if transaction.sent_bytes() >= TRANSACTION_BYTES_MAX {
                 break;
             }
             records += 1;
