@@ -3,7 +3,7 @@
 //!
 //! It knows no protocol.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -223,8 +223,7 @@ fn without_membership(config: &mut ClientConfig) {
 }
 
 /// So long a client tries to connect before it is asked why it could not.
-const WHY_TIME_MAX: Duration = Duration::from_secs(5);
-
+const WHY_TIME_MAX: Duration = Duration::from_secs(3);
 const WHY_POLL: Duration = Duration::from_millis(100);
 
 /// Why no broker can be reached, in librdkafka's own words, which only a client
@@ -238,15 +237,11 @@ pub fn why_unreachable(kafka: &Kafka) -> Option<(RDKafkaErrorCode, String)> {
     let until = Instant::now() + WHY_TIME_MAX;
     // It connects only when it is asked something.
     client.fetch_metadata(None, WHY_POLL).err()?;
-    while Instant::now() < until {
+    while Instant::now() < until && !client.context().has_answer() {
         // A line of the log ends a poll as well, so that its end does not mean that all was said.
         drop(client.poll(WHY_POLL));
-        let said = client.context().said.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if said.is_some() {
-            return said;
-        }
     }
-    None
+    client.context().said().take()
 }
 
 /// Keeps the first reason why a broker cannot be reached.
@@ -255,16 +250,29 @@ struct Reason {
     said: Mutex<Option<(RDKafkaErrorCode, String)>>,
 }
 
+impl Reason {
+    fn said(&self) -> MutexGuard<'_, Option<(RDKafkaErrorCode, String)>> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A broker was there, and it or we would not go on.
+    fn has_answer(&self) -> bool {
+        matches!(*self.said(), Some((RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL, _)))
+    }
+}
+
 impl ClientContext for Reason {
     fn log(&self, _level: RDKafkaLogLevel, _facility: &str, _text: &str) {}
 
     fn error(&self, error: KafkaError, reason: &str) {
+        use RDKafkaErrorCode::{AllBrokersDown, Authentication, SSL};
         match error.rdkafka_error_code() {
             // It follows from the others.
-            Some(RDKafkaErrorCode::AllBrokersDown) | None => {}
+            Some(AllBrokersDown) | None => {}
+            // Of a host's several addresses one may refuse what another does not.
+            Some(code @ (Authentication | SSL)) => *self.said() = Some((code, reason.to_owned())),
             Some(code) => {
-                let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-                said.get_or_insert_with(|| (code, reason.to_owned()));
+                self.said().get_or_insert_with(|| (code, reason.to_owned()));
             }
         }
     }
