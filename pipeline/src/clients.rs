@@ -262,7 +262,14 @@ impl Reason {
 }
 
 impl ClientContext for Reason {
-    fn log(&self, _level: RDKafkaLogLevel, _facility: &str, _text: &str) {}
+    fn log(&self, _level: RDKafkaLogLevel, facility: &str, text: &str) {
+        // Of a connection that was merely closed there is no error.
+        if facility == "FAIL" {
+            let text = text.split_once("]: ").map_or(text, |(_thread, text)| text);
+            let transport = RDKafkaErrorCode::BrokerTransportFailure;
+            self.said().get_or_insert_with(|| (transport, text.to_owned()));
+        }
+    }
 
     fn error(&self, error: KafkaError, reason: &str) {
         use RDKafkaErrorCode::{AllBrokersDown, Authentication, SSL};

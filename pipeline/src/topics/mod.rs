@@ -1,8 +1,9 @@
 //! What the topics must be like, and making them so.
 //!
 //! [`wanted`] is the rule as data, [`compare`] holds a topic against it, `rights`
-//! what the user must be allowed against what it is, and the rest asks the broker. The raw topic is made where there is none and
-//! otherwise left alone. No record is written here.
+//! what the user must be allowed against what it is, and the rest asks the broker.
+//! The raw topic is made where there is none and otherwise left alone. No record is
+//! written here.
 
 use std::collections::BTreeMap;
 use std::thread;
