@@ -30,7 +30,7 @@ const MILESTONES_PER_WINDOW: i64 = 64;
 
 /// Of the stores' memory this part holds what is applied and not written yet,
 /// and as much again what was written last.
-const RECENT_SHARE: usize = 8;
+const RECENT_SHARE: usize = 32;
 
 /// So much is loaded at a time; more makes fewer and larger files.
 const LOAD_BYTES_MIN: usize = 1024 * 1024;
