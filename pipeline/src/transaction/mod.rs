@@ -37,12 +37,22 @@ const QUEUE_FULL_TIME_MAX: Duration = Duration::from_secs(60);
 /// A call that may be repeated is repeated for so long.
 const RETRY_TIME_MAX: Duration = Duration::from_secs(60);
 
+/// A coordinator that lives has written a commit's markers long before. It is
+/// also the time within which it ends a transaction that is past its timeout.
+pub const DECIDED_WITHIN: Duration = Duration::from_millis(TRANSACTION_TIMEOUT_MS + 10_000);
+
+/// So often a flush looks whether the coordinator is still there; a broker takes longer to restart.
+const FLUSH_STEP_MS: i32 = 100;
+
 /// A worker's transactional producer.
 pub struct Producer {
     client: Client,
     routes: Routes,
     input_topic: String,
     sent: u64,
+    committed_at: Option<Instant>,
+    /// The losses of the coordinator's connection that endanger no commit of ours.
+    losses: u64,
 }
 
 /// Where each destination stands among the client's topics.
@@ -114,7 +124,14 @@ impl Producer {
                 .then(|| route(topology.rekeyed_topic.as_str())),
         };
         let client = Client::connect(config, Deliveries::new(partitions), &names)?;
-        Ok(Producer { client, routes, input_topic: stage.topic(topology).to_owned(), sent: 0 })
+        Ok(Producer {
+            client,
+            routes,
+            input_topic: stage.topic(topology).to_owned(),
+            sent: 0,
+            committed_at: None,
+            losses: 0,
+        })
     }
 
     /// Ends whatever a predecessor of the same transactional id left open, and
@@ -129,6 +146,25 @@ impl Producer {
             Err(failure) if failure.is_retriable => Ok(false),
             Err(failure) => Err(self.judge("init the producer's transactions", &failure)),
         }
+    }
+
+    /// Looks whether the last commit may have lost its markers. Its coordinator
+    /// acknowledges a commit first and writes the markers then. Where it died
+    /// between, they may never come (see ARCHITECTURE.md), and whatever decides the
+    /// *next* transaction of this producer decides the records of both. So the next
+    /// one must not come before the log says that the last one is there.
+    ///
+    /// # Errors
+    /// Where the connection to the coordinator was lost soon after a commit, or in it.
+    pub fn check_coordinator(&mut self) -> Result<(), Trouble> {
+        let losses = self.client.coordinator_losses();
+        if losses != self.losses && self.committed_at.is_some_and(|at| at.elapsed() < DECIDED_WITHIN) {
+            return Err(Trouble::Rebuild(
+                "the connection to the transaction coordinator was lost after a commit".into(),
+            ));
+        }
+        self.losses = losses;
+        Ok(())
     }
 
     /// Opens a transaction. Nothing is sent by this.
@@ -234,6 +270,7 @@ impl Transaction<'_> {
         let start = Instant::now();
         self.repeat("commit a transaction", Client::commit_transaction)?;
         self.open = false;
+        self.producer.committed_at = Some(Instant::now());
         crash::at(Step::Apply);
         Ok(Receipt { ends, slow: start.elapsed() > COMMIT_TIME_MAX })
     }
@@ -248,6 +285,7 @@ impl Transaction<'_> {
 
     fn end(&mut self) -> Result<(), Trouble> {
         self.open = false;
+        self.producer.check_coordinator()?;
         let started = Instant::now();
         loop {
             match self.producer.client.abort_transaction() {
@@ -261,11 +299,17 @@ impl Transaction<'_> {
     /// An undelivered record would make the commit a lie, so it is counted, not
     /// believed: a fenced producer's flush succeeds with nothing sent.
     fn flush(&mut self) -> Result<(), Trouble> {
-        let flushed = self.producer.client.flush();
+        while !self.producer.client.flush(FLUSH_STEP_MS) {
+            // Before the coordinator is back: it has not taken this transaction's partitions yet.
+            if let Err(trouble) = self.producer.check_coordinator() {
+                self.open = false;
+                return Err(trouble);
+            }
+        }
         let deliveries = self.producer.client.deliveries();
         let (delivered, sent) = (deliveries.delivered(), self.producer.sent);
         match deliveries.take_failure() {
-            None if flushed && delivered == sent => Ok(()),
+            None if delivered == sent => Ok(()),
             None => Err(self.give_up(format!("deliver {sent} records: {delivered} arrived"))),
             Some((code, why)) if is_permanent(code) => {
                 Err(Trouble::Stop(anyhow!("deliver a record: {why}; {}", remedy(code))))
