@@ -83,6 +83,15 @@ impl Cluster {
         Ok(Cluster { script, nodes, keeps_data })
     }
 
+    /// Deletes the data of nodes that are down, such as an earlier run has kept.
+    pub(crate) fn purge(&self) -> Result<()> {
+        for node in &self.nodes {
+            let output = self.command(node, "down").arg("--purge").output().context("start scripts/kafka")?;
+            ensure!(output.status.success(), "delete {:?}: {}", node.data, said(&output));
+        }
+        Ok(())
+    }
+
     /// Puts the log of one node on a disk of its own; it is not to be up.
     pub(crate) fn give_disk(&mut self, node: usize, mib: u64) -> Result<()> {
         let node = self.nodes.get_mut(node).context("no such node")?;
@@ -251,11 +260,10 @@ impl Drop for Cluster {
         }
         // Only what is no disk of its own can be deleted.
         self.nodes.iter_mut().for_each(|node| node.disk = None);
-        let purge = |node| self.command(node, "down").arg("--purge").output();
-        for node in self.nodes.iter().filter(|_| !self.keeps_data) {
-            if let Err(error) = purge(node) {
-                eprintln!("delete the data of the broker at port {}: {error}", node.port);
-            }
+        if !self.keeps_data
+            && let Err(error) = self.purge()
+        {
+            eprintln!("{error:#}");
         }
     }
 }

@@ -118,6 +118,7 @@ fn main() -> Result<ExitCode> {
 fn cluster(case: &Case, arguments: &Arguments, project: &Path, folder: &Path) -> Result<Cluster> {
     let mut cluster =
         Cluster::new(project, &folder.join(case.name), arguments.port, case.nodes, arguments.keep)?;
+    cluster.purge()?;
     if case.own_disk
         && let Err(error) = cluster.give_disk(usize::from(case.nodes) - 1, DISK_MIB)
     {

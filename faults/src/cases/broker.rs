@@ -15,8 +15,8 @@ const TIMES: u64 = 10;
 /// Longer than a restart, a transaction that hangs, and a person who mends it.
 const PROGRESS_WITHIN: Duration = Duration::from_secs(240);
 const LOOK: Duration = Duration::from_secs(1);
-/// A request of the kind has been made by then.
-const CAUGHT_WITHIN: Duration = Duration::from_secs(10);
+/// A request of the kind has been made by then, however slow brokers are that have just started.
+const CAUGHT_WITHIN: Duration = Duration::from_secs(60);
 /// A broker whose disk takes nothing more has noticed by then.
 const ENDS_WITHIN: Duration = Duration::from_secs(60);
 /// The requests of a transaction are the first of the kinds.
