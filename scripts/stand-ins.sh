@@ -122,6 +122,7 @@ PROGRAM
 kafka-topics.sh org.apache.kafka.tools.TopicCommand
 kafka-consumer-groups.sh org.apache.kafka.tools.consumer.group.ConsumerGroupCommand
 kafka-console-producer.sh org.apache.kafka.tools.ConsoleProducer
+kafka-producer-perf-test.sh org.apache.kafka.tools.ProducerPerformance
 TOOLS
     chown -R 1000:1000 "$root/opt/kafka" "$root/var/lib/kafka"
     import apache/kafka:4.3.1 "$root" 'USER 1000' 'CMD ["/etc/kafka/docker/run"]' 'ENV PATH=/opt/java/openjdk/bin:/usr/bin:/bin' \

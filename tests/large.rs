@@ -3,6 +3,7 @@
 
 use serde_json::{Map, Value, json};
 use ticket_pipeline::lines::{self, RawLine};
+use ticket_pipeline::partition;
 use ticket_pipeline::record::Outbox;
 use ticket_pipeline::store::Store;
 use ticket_pipeline::task::{Fate, Outcome, Task};
@@ -92,4 +93,18 @@ fn a_record_that_makes_hundreds_of_megabytes_stays_within_the_memory_that_there_
     assert_eq!(ends, FIELDS as i64 + 1);
     println!("{FIELDS} events of {} bytes each: {peak_mb} MB at most", 2 * FIELDS * 70);
     assert!(peak_mb < 300, "{peak_mb} MB; the limit says 128");
+}
+
+#[test]
+fn a_batch_that_makes_gigabytes_is_committed_in_several_transactions() {
+    const FIELDS: usize = 800;
+    let pipeline = Pipeline::new("batches", &Settings::default());
+    let uids = (0..).map(|number| format!("T-{number}"));
+    let in_one_partition = uids.filter(|uid| partition::of(uid.as_bytes(), PARTITIONS) == 0);
+    pipeline.append(in_one_partition.take(6).map(|uid| update(&uid, FIELDS, 50)));
+    let log = pipeline.run_until_caught_up();
+    assert_eq!(log.total("events"), 6 * (1 + FIELDS as i64), "{}", log.0);
+    let changed = pipeline.topic("ticket.custom-field-value.changed");
+    // Each record makes more than a transaction takes in, and each transaction ends with a marker.
+    assert_eq!(pipeline.true_end(&changed, 0), 6 * FIELDS as i64 + 6);
 }

@@ -143,6 +143,18 @@ impl Pipeline {
             "--add-config",
             &change,
         ]);
+        // The controller says that it is done before the broker that is asked shows it.
+        wait::until(&format!("{topic} has {change}"), || {
+            let described = broker::try_tool(&[
+                "configs",
+                "--describe",
+                "--entity-type",
+                "topics",
+                "--entity-name",
+                topic,
+            ]);
+            text(&described.stdout).contains(&format!(" {change} ")).then_some(())
+        });
     }
 
     /// Gives a topic more partitions, behind the pipeline's back.

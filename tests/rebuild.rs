@@ -78,7 +78,7 @@ impl Partition {
         }
         let stream_time_ms = recompute.stream_time_ms();
         if cut_at.is_none() {
-            recompute.finish().expect("the store can be read");
+            while !recompute.finish_some().expect("the store can be read") {}
             apply(recompute.store(), to as i64, stream_time_ms, None);
         }
         let mut store = recompute.into_store();
@@ -135,6 +135,33 @@ fn every_data_set_replays_to_the_same_bytes_from_any_position() {
             replay_everywhere(set.name, &Partition::new(&topology, raw), &mut random, 6);
         }
     }
+}
+
+#[test]
+fn a_native_event_that_would_not_fit_still_meets_its_twin_in_a_rebuild() {
+    let topology = topology("");
+    let event = |offset: i64, event_type, status, notes: usize| {
+        let ticket = serde_json::json!({"id": "T-1", "status": {"id": status}});
+        let mut envelope =
+            story::envelope(&format!("event-{offset}"), event_type, 1_767_571_200_000 + offset, ticket);
+        // Many strings, none of which is worth cutting.
+        envelope["payload"]["notes"] = vec!["a note of four and thirty letters."; notes].into();
+        let mut raw = story::record("T-1", envelope.to_string().as_bytes());
+        (raw.partition, raw.offset) = (0, offset);
+        raw
+    };
+    let partition = Partition::new(
+        &topology,
+        vec![
+            event(0, "ticket:created", "open", 0),
+            event(1, "ticket:updated", "closed", 0),
+            event(2, "ticket:status:changed", "closed", 9_000),
+            event(3, "ticket:status:changed", "closed", 0),
+        ],
+    );
+    let emitted: Vec<usize> = partition.emitted.iter().map(Vec::len).collect();
+    assert_eq!(emitted, [1, 2, 0, 1], "the second announcement meets the first, so the third is news");
+    partition.replay(4, 3, None);
 }
 
 #[test]

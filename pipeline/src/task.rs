@@ -18,7 +18,7 @@ use crate::partition;
 use crate::record::{Destination, Draft, Origin, Outbox, RawRecord};
 use crate::rekey;
 use crate::store::{EventHash, Seen, Store};
-use crate::topology::{EventTypeIndex, KeyedBy, Topology};
+use crate::topology::{EventTypeIndex, KeyedBy, NativeSpecifics, Topology};
 use crate::transition::{self, DerivedEvent, Role, Transition};
 use crate::truncate::{self, Spare};
 
@@ -67,6 +67,17 @@ pub enum Fate {
     DeadLetter(Code),
     /// On its way to its ticket's partition.
     Rekeyed,
+}
+
+/// Whose event a record holds, and which.
+#[derive(Debug)]
+pub struct Identity<'a> {
+    /// The ticket.
+    pub uid: Cow<'a, str>,
+    /// The event.
+    pub id: EventHash,
+    /// What is forwarded of it, if anything is, can be made to fit.
+    pub fits: bool,
 }
 
 impl Outcome {
@@ -192,15 +203,15 @@ impl Task {
         self.stream_time_ms = self.stream_time_ms.max(timestamp_ms);
     }
 
-    /// Whose event a record holds, and which; `None` where it goes to the
-    /// dead-letter topic whatever the state is.
-    pub fn identify<'a>(&'a mut self, record: &RawRecord<'a>) -> Option<(Cow<'a, str>, EventHash)> {
+    /// Whose event a record holds, and which; `None` where it is none.
+    pub fn identify<'a>(&'a mut self, record: &RawRecord<'a>) -> Option<Identity<'a>> {
         let envelope = self.decoder.decode(record, &self.topology).ok()?;
         let text = envelope.text.as_bytes();
         let limit = self.topology.limits.record_bytes_max;
-        let fits = text.len() <= limit || truncate::cut(text, limit, Spare::Nothing).is_some();
-        let id = event_hash(&envelope.event_id);
-        fits.then_some((envelope.uid, id))
+        let is_dropped = self.topology.policies.native_specifics == NativeSpecifics::Drop
+            && matches!(self.roles.get(envelope.event_type), Some(Role::Specific { .. }));
+        let fits = is_dropped || text.len() <= limit || truncate::cut(text, limit, Spare::Nothing).is_some();
+        Some(Identity { id: event_hash(&envelope.event_id), uid: envelope.uid, fits })
     }
 
     /// Forgets at most `limit` entries that the window has forgotten; called

@@ -16,8 +16,9 @@ use crate::topology::Topology;
 use crate::worker::{Place, Published, Status, TaskState, WorkerState};
 pub use lag::{Ends, Lag};
 
-/// Every call to Kafka within a turn ends by itself before; a loop that has not
-/// turned for longer is stuck. It is half of what Kafka gives a member by default.
+/// A loop that has not turned for so long is stuck: half of what Kafka gives a
+/// member by default. Every call to Kafka within a turn ends by itself before,
+/// save commit and abort, which wait for as long as the coordinator is away.
 pub const TURN_TIME_MAX: Duration = Duration::from_secs(300);
 
 /// The process as seen from outside.

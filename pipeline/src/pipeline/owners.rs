@@ -78,7 +78,7 @@ impl Owners {
         }
         let mut ownerless: BTreeSet<i32> = (0..self.partitions).collect();
         for member in group.members() {
-            for partition in assigned(member.assignment()?, &self.topic)? {
+            for partition in assigned(member.assignment().unwrap_or_default(), &self.topic)? {
                 ownerless.remove(&partition);
             }
         }

@@ -184,7 +184,9 @@ impl Rebuild {
                     return self.commit(None, consumer, producer);
                 }
                 if self.read_up_to >= self.position {
-                    self.recompute.finish()?;
+                    if !self.recompute.finish_some()? {
+                        return Ok(());
+                    }
                     self.note_replay(setup)?;
                     self.stage = Stage::End;
                     return Ok(());

@@ -29,9 +29,10 @@
 //! occurrence in its place: it makes duplicates of records behind it, and is put
 //! back at the end.
 //!
-//! One thing is not known of a skipped record: whether a *derived* event could
+//! Two things are not known of a skipped record: whether a *derived* event could
 //! not be made to fit, so that it went to the dead-letter topic and its id was
-//! not seen. It counts as seen where its forwarded record fits.
+//! not seen; and whether a native specific met its twin, so that it did not need
+//! to fit. A skipped record counts as seen where what it says by itself fits.
 //!
 //! It does not know Kafka, nor how what it writes is committed.
 
@@ -44,7 +45,7 @@ use foldhash::fast::RandomState;
 use crate::entry;
 use crate::record::{Outbox, RawRecord};
 use crate::store::{EventHash, Seen, Store};
-use crate::task::Task;
+use crate::task::{Identity, Task};
 use crate::topology::Topology;
 
 /// One step reads so many entries, which may be large.
@@ -56,6 +57,9 @@ const TICKETS_MAX: usize = 4_000_000;
 /// So many noted ids stay in memory; what is beyond enters the store.
 const NOTED_MAX: usize = 4_000_000;
 const NOTED_PRUNE_MIN: usize = 65_536;
+
+/// So many noted ids enter the store at a time: what a transaction can take.
+const NOTED_STEP: usize = 100_000;
 
 /// What is emitted is thrown away, and in portions like this where it is much.
 const OUTBOX_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -87,6 +91,8 @@ pub struct Recompute {
     skip_until: HashMap<EventHash, i64, RandomState>,
     noted: HashMap<EventHash, Seen, RandomState>,
     noted_prune_at: usize,
+    /// Noted ones of which the store knows a later occurrence, where memory must have room.
+    aside: HashMap<EventHash, Seen, RandomState>,
     /// Known occurrences behind a record that is processed.
     later: HashMap<EventHash, Seen, RandomState>,
     outbox: Outbox,
@@ -117,6 +123,7 @@ impl Recompute {
             skip_until: HashMap::default(),
             noted: HashMap::default(),
             noted_prune_at: NOTED_PRUNE_MIN,
+            aside: HashMap::default(),
             later: HashMap::default(),
             outbox: Outbox::default(),
             counts: Counts::default(),
@@ -183,26 +190,26 @@ impl Recompute {
             if record.timestamp_ms >= self.window_from_ms {
                 return Ok(());
             }
-            let Some((_, id)) = self.task.identify(record) else { return Ok(()) };
-            return self.note(id, record);
+            return match self.task.identify(record) {
+                Some(Identity { id, fits: true, .. }) => self.note(id, record),
+                _ => Ok(()),
+            };
         }
-        let Some((uid, id)) = self.task.identify(record) else {
+        let Some(Identity { uid, id, fits }) = self.task.identify(record) else {
             self.task.pass(record.timestamp_ms);
             return Ok(());
         };
         let uid = uid.into_owned();
         if record.key.is_none() && record.offset <= self.skip_until(uid.as_bytes())? {
             self.task.pass(record.timestamp_ms);
-            return self.note(id, record);
+            return if fits { self.note(id, record) } else { Ok(()) };
         }
         self.process(id, record)
     }
 
     fn process(&mut self, id: EventHash, record: &RawRecord<'_>) -> Result<()> {
         self.task.pass(record.timestamp_ms);
-        if self.is_within(self.noted.get(&id).copied(), record)
-            || self.is_within(self.later.get(&id).copied(), record)
-        {
+        if self.is_known_duplicate(&id, record) {
             return Ok(());
         }
         let known = self.task.store.seen(&id)?;
@@ -231,6 +238,12 @@ impl Recompute {
         Ok(offset)
     }
 
+    /// Whether an occurrence that the store does not hold makes a record a duplicate.
+    fn is_known_duplicate(&self, id: &EventHash, record: &RawRecord<'_>) -> bool {
+        let known = [&self.noted, &self.aside, &self.later];
+        known.into_iter().any(|known| self.is_within(known.get(id).copied(), record))
+    }
+
     /// Whether an occurrence makes a record a duplicate.
     fn is_within(&self, seen: Option<Seen>, record: &RawRecord<'_>) -> bool {
         let forgotten_before_ms = self.task.forgotten_before_ms();
@@ -239,55 +252,56 @@ impl Recompute {
 
     /// Notes the id of a record that is not processed, unless it was a duplicate.
     fn note(&mut self, id: EventHash, record: &RawRecord<'_>) -> Result<()> {
-        let is_duplicate = self.is_within(self.noted.get(&id).copied(), record)
-            || self.is_within(self.later.get(&id).copied(), record)
-            || self.is_within(self.task.store.seen(&id)?, record);
-        if is_duplicate {
+        if self.is_known_duplicate(&id, record) || self.is_within(self.task.store.seen(&id)?, record) {
             return Ok(());
         }
         self.noted.insert(id, Seen { offset: record.offset, timestamp_ms: record.timestamp_ms });
         if self.noted.len() >= self.noted_prune_at {
             let forgotten_before_ms = self.task.forgotten_before_ms();
             self.noted.retain(|_, seen| seen.timestamp_ms >= forgotten_before_ms);
+            self.aside.retain(|_, seen| seen.timestamp_ms >= forgotten_before_ms);
             if self.noted.len() >= NOTED_MAX {
-                self.store_noted()?;
+                self.store_some_noted()?;
             }
             self.noted_prune_at = (2 * self.noted.len()).clamp(NOTED_PRUNE_MIN, NOTED_MAX);
         }
         Ok(())
     }
 
-    /// Lets the noted ids enter the store, save where it knows a later
-    /// occurrence that is not void.
-    fn store_noted(&mut self) -> Result<()> {
+    /// Lets some of the noted ids enter the store, save where it knows a later
+    /// occurrence that is not void: those are set aside.
+    fn store_some_noted(&mut self) -> Result<()> {
         let forgotten_before_ms = self.task.forgotten_before_ms();
-        let mut kept = HashMap::default();
-        for (id, seen) in self.noted.drain() {
+        let some: Vec<EventHash> = self.noted.keys().take(NOTED_STEP).copied().collect();
+        for id in some {
+            let Some(seen) = self.noted.remove(&id) else { continue };
             let known = self.task.store.seen(&id)?;
             if known.is_some_and(|known| known.offset > seen.offset && known.offset < self.to) {
-                kept.insert(id, seen);
+                self.aside.insert(id, seen);
             } else if seen.timestamp_ms >= forgotten_before_ms {
                 self.task.store.see(id, seen);
             }
         }
-        self.noted = kept;
         Ok(())
     }
 
-    /// All records before the position are taken: brings the ids to where they were.
+    /// All records before the position are taken: brings the ids to where they
+    /// were, so many a step that a transaction can take them; `true` when all are.
     ///
     /// # Errors
     /// Where the store cannot be read.
-    pub fn finish(&mut self) -> Result<()> {
-        self.store_noted()?;
-        self.noted.clear();
+    pub fn finish_some(&mut self) -> Result<bool> {
+        if !self.noted.is_empty() {
+            self.store_some_noted()?;
+            return Ok(false);
+        }
         for (id, later) in self.later.drain() {
             let known = self.task.store.seen(&id)?;
             if known.is_none_or(|known| known.offset < later.offset || known.offset >= self.to) {
                 self.task.store.see(id, later);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// The state, when it is what it was.

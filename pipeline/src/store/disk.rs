@@ -258,12 +258,15 @@ impl Disk {
     }
 
     /// Index keys may outlive what they say of their entry, so each is held
-    /// against the entry itself.
-    pub(super) fn idle_before(&self, before_ms: i64, limit: usize) -> Result<Idle> {
+    /// against the entry itself. `after` is where the last look ended.
+    pub(super) fn idle_before(&self, before_ms: i64, after: Option<&IdleKey>, limit: usize) -> Result<Idle> {
         let mut found = Idle::default();
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound(idle_key(before_ms, &[]));
-        for row in self.db.iterator_opt(IteratorMode::From(&[IDLE], Direction::Forward), options) {
+        // The least key behind a given one is that one with a zero at its end.
+        let start = after
+            .map_or_else(|| vec![IDLE], |(since_ms, uid)| [&idle_key(*since_ms, uid)[..], &[0][..]].concat());
+        for row in self.db.iterator_opt(IteratorMode::From(&start, Direction::Forward), options) {
             if found.idle.len() >= limit || found.stale.len() >= limit {
                 break;
             }

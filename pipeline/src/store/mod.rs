@@ -68,6 +68,8 @@ pub struct Store {
     /// Keys of the idle index that no longer describe their entry, found while
     /// reading and removed by the next write.
     stale: RefCell<Vec<IdleKey>>,
+    /// Up to where the disk's idle index was looked through since it was last written.
+    idle_up_to: RefCell<Option<IdleKey>>,
 }
 
 impl Store {
@@ -118,7 +120,9 @@ impl Store {
     }
 
     /// The uids of at most `limit` entries without a snapshot that were last of
-    /// use before `before_ms` ([`crate::entry::idle_since`]), oldest first.
+    /// use before `before_ms` ([`crate::entry::idle_since`]), oldest first. Each
+    /// call goes on behind what the one before it found on the disk, until that
+    /// is written or the overlay is dropped.
     ///
     /// # Errors
     /// Where the disk cannot be read.
@@ -132,7 +136,10 @@ impl Store {
             idle.extend(layer.idle_before(before_ms).filter(|(_, uid)| !hidden(depth, uid)).cloned());
         }
         if let Some(disk) = &self.disk {
-            let found = disk.idle_before(before_ms, limit)?;
+            let mut up_to = self.idle_up_to.borrow_mut();
+            let found = disk.idle_before(before_ms, up_to.as_ref(), limit)?;
+            let last = [found.idle.last(), found.stale.last()].into_iter().flatten().max();
+            *up_to = last.cloned().or_else(|| up_to.take());
             self.stale.borrow_mut().extend(found.stale);
             idle.extend(found.idle.into_iter().filter(|(_, uid)| !hidden(layers.len(), uid)));
         }
@@ -205,6 +212,7 @@ impl Store {
     pub fn write_out(&mut self) -> Result<()> {
         let Some(disk) = &mut self.disk else { return Ok(()) };
         let Some(positions) = self.recent_positions.take() else { return Ok(()) };
+        self.idle_up_to.take();
         let mut writes = Writes::default();
         for key in self.stale.take() {
             writes.forget_idle(&key);
@@ -225,6 +233,7 @@ impl Store {
     pub fn discard(&mut self) {
         self.open = Overlay::default();
         self.sealed = Overlay::default();
+        self.idle_up_to.take();
     }
 
     /// Writes to the disk, past all layers: for what is committed already, as
@@ -235,6 +244,7 @@ impl Store {
     /// Where the disk cannot be written.
     pub fn write(&mut self, mut writes: Writes, positions: &Positions, is_level: bool) -> Result<()> {
         let Some(disk) = &mut self.disk else { return Ok(()) };
+        self.idle_up_to.take();
         for key in self.stale.take() {
             writes.forget_idle(&key);
         }

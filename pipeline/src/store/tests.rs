@@ -3,6 +3,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
+use crate::entry::{DeletionMark, Entry, RuleSet};
 
 const WINDOW_MS: i64 = 64_000;
 
@@ -244,4 +245,33 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn idle_entries_are_found_portion_by_portion_though_the_disk_is_not_written_in_between() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = directory(folder.path(), "g").unwrap();
+    let mut store = state.open(0).unwrap().unwrap();
+    let mark = Some(DeletionMark { time_ms: 5, since_ms: 11 });
+    let idle = Entry { mark, ..Entry::new(0) }.encode(&RuleSet::of(&[]));
+    for number in 0..25 {
+        store.put_entry(format!("T-{number}").as_bytes(), Some(idle.clone()));
+    }
+    commit(&mut store, &positions(1, 0));
+    store.write_out().unwrap();
+
+    let mut portions = Vec::new();
+    loop {
+        let uids = store.idle_before(100, 10).unwrap();
+        if uids.is_empty() {
+            break;
+        }
+        portions.push(uids.len());
+        uids.iter().for_each(|uid| store.put_entry(uid, None));
+        commit(&mut store, &positions(2, 100));
+    }
+    assert_eq!(portions, [10, 10, 5]);
+
+    store.write_out().unwrap();
+    assert!(store.idle_before(100, 10).unwrap().is_empty(), "only keys without an entry are left");
 }

@@ -9,6 +9,8 @@ use std::sync::{Mutex, PoisonError};
 
 use rdkafka::error::RDKafkaErrorCode;
 
+use super::trouble::is_permanent;
+
 /// What a record's delivery tells.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Report {
@@ -93,9 +95,13 @@ impl Deliveries {
 
     /// A record did not arrive, and will not.
     pub(super) fn failed(&self, code: RDKafkaErrorCode, place: &str) {
-        let why = || (code, format!("{place}: {code}"));
-        // The first is the cause; what is purged after it is not.
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(why);
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        // The first is the cause; what is purged after it is not. But a broker that refuses a batch for
+        // some of its records lets all others fail, too, with a code that says nothing of why.
+        let is_cause = failed.as_ref().is_none_or(|(first, _)| is_permanent(code) && !is_permanent(*first));
+        if is_cause {
+            *failed = Some((code, format!("{place}: {code}")));
+        }
     }
 
     /// How many records arrived.
@@ -103,7 +109,7 @@ impl Deliveries {
         self.delivered.load(Ordering::Acquire)
     }
 
-    /// The first failure.
+    /// The first failure, or the first that no retry can help.
     pub(super) fn take_failure(&self) -> Option<(RDKafkaErrorCode, String)> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -131,6 +137,19 @@ impl Deliveries {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_several_failures_the_first_that_no_retry_can_help_counts_else_the_first() {
+        let deliveries = Deliveries::new(1);
+        let fail = |code| deliveries.failed(code, "t [0]");
+        fail(RDKafkaErrorCode::MessageTimedOut);
+        fail(RDKafkaErrorCode::PurgeQueue);
+        assert_eq!(deliveries.take_failure().unwrap().0, RDKafkaErrorCode::MessageTimedOut);
+        fail(RDKafkaErrorCode::PurgeQueue);
+        fail(RDKafkaErrorCode::InvalidTimestamp);
+        fail(RDKafkaErrorCode::InvalidRecord);
+        assert_eq!(deliveries.take_failure().unwrap().0, RDKafkaErrorCode::InvalidTimestamp);
+    }
 
     #[test]
     fn a_log_that_was_made_anew_is_noticed_by_where_a_record_came_to_lie() {

@@ -26,10 +26,8 @@ use trouble::{is_permanent, remedy};
 pub use native::{has_joined, read_headers};
 pub use trouble::Trouble;
 
-/// After a commit that took longer, a delayed request of it could decide the
-/// next transaction; a new producer's epoch fences that. It is below the
-/// producer's socket timeout, which is the transaction's less 100 ms.
-const COMMIT_TIME_MAX: Duration = Duration::from_millis(TRANSACTION_TIMEOUT_MS - 5_000);
+/// librdkafka's default.
+const SOCKET_TIMEOUT_MS: u64 = 60_000;
 
 /// The longest that a full queue may stay full. Records time out before.
 const QUEUE_FULL_TIME_MAX: Duration = Duration::from_secs(60);
@@ -49,7 +47,11 @@ pub struct Producer {
     client: Client,
     routes: Routes,
     input_topic: String,
+    /// After an end that took longer, a request of it that was given up and sent again may still
+    /// arrive, and decide the next transaction; a new producer's epoch fences that.
+    end_time_max: Duration,
     sent: u64,
+    sent_bytes: usize,
     committed_at: Option<Instant>,
     /// The losses of the coordinator's connection that endanger no commit of ours.
     losses: u64,
@@ -124,11 +126,14 @@ impl Producer {
                 .then(|| route(topology.rekeyed_topic.as_str())),
         };
         let client = Client::connect(config, Deliveries::new(partitions), &names)?;
+        let input_topic = stage.topic(topology).to_owned();
         Ok(Producer {
             client,
             routes,
-            input_topic: stage.topic(topology).to_owned(),
+            input_topic,
+            end_time_max: end_time_max(config),
             sent: 0,
+            sent_bytes: 0,
             committed_at: None,
             losses: 0,
         })
@@ -174,6 +179,7 @@ impl Producer {
     pub fn begin(&mut self) -> Result<Transaction<'_>, Trouble> {
         self.client.deliveries().reset();
         self.sent = 0;
+        self.sent_bytes = 0;
         self.client.begin_transaction().map_err(|failure| self.judge("begin a transaction", &failure))?;
         Ok(Transaction { producer: self, open: true })
     }
@@ -196,6 +202,12 @@ pub struct Transaction<'p> {
 }
 
 impl Transaction<'_> {
+    /// How much was sent, in bytes of keys and values.
+    #[must_use]
+    pub fn sent_bytes(&self) -> usize {
+        self.producer.sent_bytes
+    }
+
     /// Sends an outgoing record.
     ///
     /// # Errors
@@ -265,14 +277,14 @@ impl Transaction<'_> {
         self.flush()?;
         crash::at(Step::SendOffsets);
         let ends = self.ends(moved)?;
+        let start = Instant::now();
         self.send_offsets(moved, &ends, consumer)?;
         crash::at(Step::Commit);
-        let start = Instant::now();
         self.repeat("commit a transaction", Client::commit_transaction)?;
         self.open = false;
         self.producer.committed_at = Some(Instant::now());
         crash::at(Step::Apply);
-        Ok(Receipt { ends, slow: start.elapsed() > COMMIT_TIME_MAX })
+        Ok(Receipt { ends, slow: start.elapsed() > self.producer.end_time_max })
     }
 
     /// Ends the transaction; nothing that was sent will be read.
@@ -399,6 +411,8 @@ impl Transaction<'_> {
             match self.producer.client.produce(record, &mut headers) {
                 RDKafkaErrorCode::NoError => {
                     self.producer.sent += 1;
+                    self.producer.sent_bytes +=
+                        [record.key, record.value].into_iter().flatten().map(<[u8]>::len).sum::<usize>();
                     crash::at(Step::Send);
                     return Ok(());
                 }
@@ -413,6 +427,16 @@ impl Transaction<'_> {
             }
         }
     }
+}
+
+/// Two thirds of the time after which librdkafka gives a request up: `socket.timeout.ms`, for
+/// which a transactional producer takes no more than `transaction.timeout.ms`.
+fn end_time_max(config: &ClientConfig) -> Duration {
+    let of =
+        |name, default_ms| config.get(name).and_then(|value| value.trim().parse().ok()).unwrap_or(default_ms);
+    let given_up_ms: u64 =
+        of("socket.timeout.ms", SOCKET_TIMEOUT_MS).min(of("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS));
+    Duration::from_millis(given_up_ms * 2 / 3)
 }
 
 impl Drop for Transaction<'_> {

@@ -253,13 +253,17 @@ unsafe extern "C" fn on_acknowledgement(
     // SAFETY: the record lives during the call, and what is heard longer than
     // the client (see [`Client`]); it is only ever shared.
     let (record, deliveries) = unsafe { (&*record, &(*heard.cast::<Heard>()).deliveries) };
-    if record.err == NO_ERROR {
+    // A record may be acknowledged without an offset (librdkafka's
+    // `rd_kafka_msgbatch_handle_Produce_result`): where it lies is then not known.
+    if record.err == NO_ERROR && record.offset >= 0 {
         deliveries.arrived(Report::of_opaque(record._private as usize), record.offset);
     } else {
+        let code =
+            if record.err == NO_ERROR { RDKafkaErrorCode::OffsetNotAvailable } else { record.err.into() };
         // SAFETY: a record's topic lives as long as the record, and its name with it.
         let topic = unsafe { CStr::from_ptr(c::rd_kafka_topic_name(record.rkt)) };
         let place = format!("{} [{}]", topic.to_string_lossy(), record.partition);
-        deliveries.failed(record.err.into(), &place);
+        deliveries.failed(code, &place);
     }
     NO_ERROR
 }

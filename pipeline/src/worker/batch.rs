@@ -20,7 +20,7 @@ impl<'c> Batch<'c> {
     }
 
     pub(super) fn push(&mut self, record: BorrowedMessage<'c>) {
-        self.bytes += record.payload_len() + record.key_len();
+        self.bytes += bytes(&record);
         self.first_at.get_or_insert_with(Instant::now);
         self.records.push(record);
     }
@@ -31,8 +31,17 @@ impl<'c> Batch<'c> {
         self.first_at = None;
     }
 
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
+    /// What is left is due at once.
+    pub(super) fn drop_first(&mut self, records: usize) {
+        self.bytes -= self.bytes_of_first(records);
+        self.records.drain(..records.min(self.records.len()));
+        if self.records.is_empty() {
+            self.clear();
+        }
+    }
+
+    pub(super) fn bytes_of_first(&self, records: usize) -> usize {
+        self.records.iter().take(records).map(bytes).sum()
     }
 
     pub(super) fn is_full(&self, limits: &Limits) -> bool {
@@ -43,4 +52,8 @@ impl<'c> Batch<'c> {
     pub(super) fn wait(&self, interval: Duration) -> Option<Duration> {
         self.first_at.map(|first_at| (first_at + interval).saturating_duration_since(Instant::now()))
     }
+}
+
+fn bytes(record: &BorrowedMessage<'_>) -> usize {
+    record.payload_len() + record.key_len()
 }

@@ -46,6 +46,10 @@ const RESTORE_POLL: Duration = Duration::from_millis(10);
 
 const FENCE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// A transaction takes in no more records when it has sent so much: a few raw
+/// records can make gigabytes, and Kafka aborts what lasts too long.
+const TRANSACTION_BYTES_MAX: usize = 64 * 1024 * 1024;
+
 /// After the n-th trouble in a row the worker waits 2^n times the least of these, up to the most.
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
@@ -68,6 +72,15 @@ impl Orders {
             Stage::Rekey => &self.rejoin_rekey,
         }
     }
+}
+
+/// What became of a batch.
+struct Done {
+    /// So many of its records are dealt with, from the first on.
+    records: usize,
+    committed: bool,
+    /// The commit took so long that a stray of it may come late.
+    slow: bool,
 }
 
 /// One thread's work.
@@ -241,10 +254,10 @@ impl Worker {
             let is_due = (due || self.is_stopping()) && !batch.records.is_empty();
             if is_due || self.tasks.are_foreign() {
                 match self.turn(consumer, producer, &batch) {
-                    Ok(slow) => {
-                        batch.clear();
+                    Ok(done) => {
+                        batch.drop_first(done.records);
                         troubles = 0;
-                        if slow {
+                        if done.slow {
                             return Err(Trouble::Rebuild("a commit took very long".into()));
                         }
                     }
@@ -281,10 +294,15 @@ impl Worker {
         loop {
             let pausing =
                 not_before.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()));
-            let mut wait = batch.wait(interval).unwrap_or(IDLE_POLL).min(IDLE_POLL).max(pausing);
+            let mut wait = batch.wait(interval).unwrap_or(IDLE_POLL).max(pausing).min(IDLE_POLL);
             let at_once = self.tasks.are_restoring() || self.tasks.are_rebuilding();
             if at_once && pausing.is_zero() {
                 wait = wait.min(if restores_wait { RESTORE_POLL } else { Duration::ZERO });
+            }
+            if !pausing.is_zero() && batch.is_full(&topology.limits) {
+                // A pause is no reason to take in ever more; rebalances land here all the same.
+                std::thread::sleep(wait);
+                wait = Duration::ZERO;
             }
             let polled = consumer.poll(wait);
             let came = polled.is_some();
@@ -315,34 +333,34 @@ impl Worker {
             let due =
                 batch.is_full(&topology.limits) || batch.wait(interval).is_some_and(|wait| wait.is_zero());
             let pausing = not_before.is_some_and(|until| Instant::now() < until);
-            if (due && !pausing) || !came || self.is_stopping() {
+            if self.is_stopping() || (!pausing && (due || !came)) {
                 return Ok(due && !pausing);
             }
         }
     }
 
-    /// One batch in, one transaction out; whether the commit was very slow.
+    /// A batch in, one transaction out.
     fn turn(
         &mut self,
         consumer: &BaseConsumer<Assignment>,
         producer: &mut Producer,
         batch: &Batch<'_>,
-    ) -> Result<bool, Trouble> {
+    ) -> Result<Done, Trouble> {
         let began = Instant::now();
         let (traces, topology) = (self.traces.clone(), Arc::clone(&self.setup.topology));
         let mut trace = traces.transaction(&topology, self.setup.stage);
         let result = self.transact(consumer, producer, batch, &mut trace);
         let outcome = match &result {
-            Ok(Some(_)) => Outcome::Committed,
-            Ok(None) | Err(Trouble::Again(_)) => Outcome::Aborted,
+            Ok(Done { committed: true, .. }) => Outcome::Committed,
+            Ok(_) | Err(Trouble::Again(_)) => Outcome::Aborted,
             Err(_) => Outcome::Unknown,
         };
         self.instruments.transaction(outcome, began.elapsed());
-        trace.end(outcome, batch.records.len());
-        Ok(result?.unwrap_or(false))
+        trace.end(outcome, result.as_ref().map_or(batch.records.len(), |done| done.records));
+        result
     }
 
-    /// The transaction itself; `None` where nothing of the batch is ours any more.
+    /// The transaction itself, which is aborted where nothing of the batch is ours any more.
     ///
     /// The order is the guarantee: Kafka commits, then the stores follow.
     fn transact(
@@ -351,7 +369,7 @@ impl Worker {
         producer: &mut Producer,
         batch: &Batch<'_>,
         trace: &mut telemetry::Transaction<'_>,
-    ) -> Result<Option<bool>, Trouble> {
+    ) -> Result<Done, Trouble> {
         if consumer.assignment_lost() {
             return Err(Trouble::Again("the assignment is lost".into()));
         }
@@ -360,7 +378,12 @@ impl Worker {
         let mut transaction = producer.begin()?;
         crash::at(Step::Process);
         let mut headers = Vec::new();
+        let mut records = 0;
         for record in &batch.records {
+            if transaction.sent_bytes() >= TRANSACTION_BYTES_MAX {
+                break;
+            }
+            records += 1;
             // A partition revoked since the poll has no task: its records are not ours.
             let Some(running) = self.tasks.running(record.partition()) else { continue };
             read_headers(record, &mut headers);
@@ -383,7 +406,7 @@ impl Worker {
         crash::at(Step::Flush);
         if moved.is_empty() {
             transaction.abort()?;
-            return Ok(None);
+            return Ok(Done { records, committed: false, slow: false });
         }
         let receipt = transaction.commit(&moved, consumer)?;
         for (moved, ends) in moved.iter().zip(&receipt.ends) {
@@ -399,10 +422,11 @@ impl Worker {
         let times = batch
             .records
             .iter()
+            .take(records)
             .map(|record| if is_end { record.timestamp() } else { Timestamp::NotAvailable });
         let times_ms = times.map(timestamp_ms);
-        self.instruments.committed(batch.bytes(), times_ms);
-        Ok(Some(receipt.slow))
+        self.instruments.committed(batch.bytes_of_first(records), times_ms);
+        Ok(Done { records, committed: true, slow: receipt.slow })
     }
 
     /// The changelog and the commit records of every task that moved.

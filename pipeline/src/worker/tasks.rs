@@ -329,13 +329,13 @@ impl Tasks {
         })
     }
 
-    /// Closes every task and its store.
+    /// Closes every task and its store, those too behind one that cannot be closed.
     ///
     /// # Errors
-    /// Where a disk cannot be written.
+    /// Where a disk cannot be written: the first such.
     pub(super) fn close_all(&mut self) -> Result<()> {
         let partitions: Vec<i32> = self.lives.keys().copied().collect();
-        partitions.into_iter().try_for_each(|partition| self.close(partition))
+        partitions.into_iter().fold(Ok(()), |so_far, partition| so_far.and(self.close(partition)))
     }
 
     fn close(&mut self, partition: i32) -> Result<()> {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 use ticket_pipeline::clients::{self, Logs};
@@ -19,6 +19,7 @@ use ticket_pipeline::topology::Topology;
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const POLL_TIMEOUT: Duration = Duration::from_millis(200);
+const ASK_AGAIN: Duration = Duration::from_millis(200);
 
 /// The first look at the ids log's tail goes back so many offsets; each further one eight times as many.
 const TAIL_MIN: i64 = 16;
@@ -82,10 +83,19 @@ impl<'t> Kafka<'t> {
 
     /// How many members the group has; `None` where it has none.
     pub(super) fn members(&self) -> Result<Option<usize>> {
-        let groups = self
-            .observer
-            .fetch_group_list(Some(&self.topology.group), ANSWER_TIMEOUT)
-            .map_err(|error| topics::no_answer(&self.topology.kafka, &error))?;
+        let until = Instant::now() + ANSWER_TIMEOUT;
+        let groups = loop {
+            match self.observer.fetch_group_list(Some(&self.topology.group), ANSWER_TIMEOUT) {
+                Ok(groups) => break groups,
+                // A broker that has just started says so until it has read its groups.
+                Err(KafkaError::GroupListFetch(RDKafkaErrorCode::CoordinatorLoadInProgress))
+                    if Instant::now() < until =>
+                {
+                    std::thread::sleep(ASK_AGAIN);
+                }
+                Err(error) => return Err(topics::no_answer(&self.topology.kafka, &error)),
+            }
+        };
         let members: usize = groups.groups().iter().map(|group| group.members().len()).sum();
         Ok((members > 0).then_some(members))
     }
