@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rdkafka::ClientContext;
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
+use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use ticket_harness::stream::{Shape, Stream};
 use ticket_harness::{broker, histories, random::Random};

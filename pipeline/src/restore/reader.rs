@@ -221,12 +221,10 @@ pub(crate) fn is_passing(error: &KafkaError) -> bool {
     )
 }
 
-fn is_unknown(error: &KafkaError) -> bool {
-    use RDKafkaErrorCode as Code;
-    matches!(
-        error.rdkafka_error_code(),
-        Some(Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicOrPartition)
-    )
+/// What librdkafka calls an unknown partition may have no leader yet, or be asked
+/// for at a broker that has just started and does not know of it.
+fn has_no_leader(error: &KafkaError) -> bool {
+    error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownPartition)
 }
 
 pub(crate) fn create(config: &ClientConfig) -> Result<BaseConsumer<Logs>, Trouble> {
@@ -243,9 +241,9 @@ pub(crate) fn watermarks<C: ConsumerContext>(
     loop {
         match client.fetch_watermarks(topic, partition, QUERY_TIMEOUT) {
             Ok(bounds) => return Ok(bounds),
-            // A broker that has just started does not know of every topic yet.
-            Err(error) if is_unknown(&error) && Instant::now() < until => std::thread::sleep(ASK_AGAIN_AFTER),
-            Err(error) if !is_passing(&error) => return Err(Trouble::Stop(anyhow!(error).context(what()))),
+            Err(error) if !is_passing(&error) && !has_no_leader(&error) => {
+                return Err(Trouble::Stop(anyhow!(error).context(what())));
+            }
             // A topic that was just made may have no leader yet. New clients would
             // not find one sooner, and a member that comes and goes unsettles the group.
             Err(_) if Instant::now() < until => std::thread::sleep(ASK_AGAIN_AFTER),
