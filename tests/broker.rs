@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
+use crate::secure;
+
 /// Where the search for a free port begins.
 const PORTS: std::ops::Range<u32> = 29_600..29_700;
 
@@ -15,9 +17,20 @@ static BROKER: LazyLock<Broker> = LazyLock::new(Broker::up);
 
 struct Broker {
     address: String,
+    secure: Secure,
     folder: PathBuf,
     /// When this process ends, in whatever way, its end of the pipe closes.
     watchdog: Mutex<ChildStdin>,
+}
+
+/// The same broker's listeners that are not open to everybody: see `secure.rs`.
+pub(crate) struct Secure {
+    /// Encrypted; a user says who it is by a password.
+    pub(crate) sasl_ssl: String,
+    /// Encrypted; a client says who it is by a certificate.
+    pub(crate) ssl: String,
+    /// Where the certificates are.
+    pub(crate) certificates: PathBuf,
 }
 
 /// It reads the processes that are to end with this one, then takes all down.
@@ -38,6 +51,10 @@ rm -rf "$FOLDER"
 /// Where it cannot be started: a guarantee that was not looked at does not hold.
 pub(crate) fn address() -> &'static str {
     &BROKER.address
+}
+
+pub(crate) fn secure() -> &'static Secure {
+    &BROKER.secure
 }
 
 /// A folder that is gone when the tests have ended.
@@ -77,7 +94,13 @@ impl Broker {
         let kafka = script();
         let folder =
             tempfile::Builder::new().prefix("guarantees-").tempdir().expect("a folder can be made").keep();
-        let port = free_port().to_string();
+        let [port, sasl_ssl, ssl] = free_ports().map(|port| port.to_string());
+        let certificates = folder.join("certificates");
+        let secure = Secure {
+            sasl_ssl: format!("127.0.0.1:{sasl_ssl}"),
+            ssl: format!("127.0.0.1:{ssl}"),
+            certificates: certificates.clone(),
+        };
         let mut watchdog = Command::new("sh")
             .args(["-c", WATCHDOG])
             .env("FOLDER", &folder)
@@ -94,20 +117,22 @@ impl Broker {
         let up = Command::new(&kafka)
             .args(["up", "--port", &port, "--data"])
             .arg(folder.join("kafka"))
+            .args(["--listener", &format!("SASL_SSL://{}", secure.sasl_ssl)])
+            .args(["--listener", &format!("SSL://{}", secure.ssl)])
+            .args(secure::properties(&certificates).iter().flat_map(|property| ["--property", property]))
             .env("KAFKA_HEAP_OPTS", "-Xms256m -Xmx1g")
             .output()
             .expect("scripts/kafka can be started");
         assert!(up.status.success(), "scripts/kafka up: {}", String::from_utf8_lossy(&up.stderr));
-        Broker { address: format!("127.0.0.1:{port}"), folder, watchdog: Mutex::new(watchdog) }
+        Broker { address: format!("127.0.0.1:{port}"), secure, folder, watchdog: Mutex::new(watchdog) }
     }
 }
 
 /// Two runs at a time begin at different places.
-fn free_port() -> u32 {
+fn free_ports<const COUNT: usize>() -> [u32; COUNT] {
     let is_free = |port: &u32| TcpListener::bind(format!("127.0.0.1:{port}")).is_ok();
     let length = PORTS.end - PORTS.start;
-    (0..length)
-        .map(|step| PORTS.start + (std::process::id() + step) % length)
-        .find(is_free)
-        .unwrap_or_else(|| panic!("none of the ports {PORTS:?} is free"))
+    let ports = (0..length).map(|step| PORTS.start + (std::process::id() + step) % length).filter(is_free);
+    let ports: Vec<u32> = ports.take(COUNT).collect();
+    ports.try_into().unwrap_or_else(|_| panic!("fewer than {COUNT} of the ports {PORTS:?} are free"))
 }

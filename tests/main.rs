@@ -28,6 +28,7 @@ mod broker;
 mod collector;
 mod pipeline;
 mod process;
+mod secure;
 
 // and what holds there.
 mod audit;
@@ -42,6 +43,7 @@ mod rekey;
 mod replay;
 mod restore;
 mod same_output;
+mod security;
 mod shutdown;
 mod start;
 mod telemetry;

@@ -42,6 +42,12 @@ impl Pages {
     }
 }
 
+/// Those of all workers.
+fn tasks_of(status: &Value) -> Vec<Value> {
+    let workers = status["workers"].as_array().expect("a list").iter();
+    workers.flat_map(|worker| worker["tasks"].as_array().expect("a list").clone()).collect()
+}
+
 /// Any free port.
 pub(crate) fn served() -> Settings {
     Settings { http: "127.0.0.1:0", ..Settings::default() }
@@ -60,10 +66,6 @@ fn a_run_becomes_ready_and_tells_its_workers_tasks_positions_and_lag() {
     assert_eq!((health.status.code(), health.stdout.as_slice()), (Some(0), &b"ready\n"[..]));
     pipeline.wait_until_caught_up();
 
-    let tasks_of = |status: &Value| -> Vec<Value> {
-        let workers = status["workers"].as_array().expect("a list").iter();
-        workers.flat_map(|worker| worker["tasks"].as_array().expect("a list").clone()).collect()
-    };
     let status = wait::until("the lag is known and nothing", || {
         let status = pages.status();
         let tasks = tasks_of(&status);
@@ -90,6 +92,28 @@ fn a_run_becomes_ready_and_tells_its_workers_tasks_positions_and_lag() {
         let committed = worker["commits"].as_u64() > Some(0);
         assert_eq!(worker["lastCommitAt"].is_string(), committed, "{worker}");
     }
+    process.end_well();
+}
+
+#[test]
+fn nothing_lags_where_all_that_was_re_keyed_is_read() {
+    let pipeline = Pipeline::new("re-keyed-lag", &Settings { rekeyed: true, ..served() });
+    // To one partition nothing comes.
+    pipeline.append(in_every_partition("T").iter().skip(1).map(|uid| opened(uid)));
+    let process = pipeline.start("a");
+    let pages = Pages::of(&process);
+    wait::until("no partition of either topic lags", || {
+        let status = pages.status();
+        let tasks = tasks_of(&status);
+        let read: i64 = tasks.iter().filter_map(|task| task["position"].as_i64()).sum();
+        let none_lags = tasks.iter().all(|task| task["lag"] == 0 && task["end"] == task["position"]);
+        (tasks.len() == 8 && read == 6 && none_lags).then_some(())
+    });
+    // Behind each record stands the marker of its transaction, which nobody will read.
+    let internal = format!("{}-rekeyed", pipeline.group());
+    let mut ends: Vec<i64> = (0..4).map(|partition| pipeline.true_end(&internal, partition)).collect();
+    ends.sort_unstable();
+    assert_eq!(ends, [0, 2, 2, 2]);
     process.end_well();
 }
 

@@ -98,7 +98,7 @@ const RULES: &[Rule] = &[
     Rule {
         what: "unsafe code",
         signs: &["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"],
-        homes: &["transaction/native"],
+        homes: &["transaction/native", "topics/native"],
     },
 ];
 

@@ -3,11 +3,14 @@
 //!
 //! It knows no protocol.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result};
 use rdkafka::admin::AdminClient;
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{ClientConfig, ClientContext};
 
@@ -221,6 +224,64 @@ fn without_membership(config: &mut ClientConfig) {
         config.remove(name);
     }
 }
+
+/// So long a client tries to connect before it is asked why it could not.
+const WHY_TIME_MAX: Duration = Duration::from_secs(3);
+const WHY_POLL: Duration = Duration::from_millis(100);
+
+/// Why no broker can be reached, in librdkafka's own words, which only a client
+/// that is polled hears: a new one tries. `None` where it does not say, or where it
+/// can.
+#[must_use]
+pub fn why_unreachable(kafka: &Kafka) -> Option<(RDKafkaErrorCode, String)> {
+    let mut config = base(kafka);
+    config.set("group.id", "ticket-pipeline-reader");
+    let client: BaseConsumer<Reason> = config.create_with_context(Reason::default()).ok()?;
+    let until = Instant::now() + WHY_TIME_MAX;
+    // It connects only when it is asked something.
+    client.fetch_metadata(None, WHY_POLL).err()?;
+    while Instant::now() < until && !client.context().has_answer() {
+        // A line of the log ends a poll as well, so that its end does not mean that all was said.
+        drop(client.poll(WHY_POLL));
+    }
+    client.context().said().take()
+}
+
+/// Keeps the first reason why a broker cannot be reached.
+#[derive(Default)]
+struct Reason {
+    said: Mutex<Option<(RDKafkaErrorCode, String)>>,
+}
+
+impl Reason {
+    fn said(&self) -> MutexGuard<'_, Option<(RDKafkaErrorCode, String)>> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A broker was there, and it or we would not go on.
+    fn has_answer(&self) -> bool {
+        matches!(*self.said(), Some((RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL, _)))
+    }
+}
+
+impl ClientContext for Reason {
+    fn log(&self, _level: RDKafkaLogLevel, _facility: &str, _text: &str) {}
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        use RDKafkaErrorCode::{AllBrokersDown, Authentication, SSL};
+        match error.rdkafka_error_code() {
+            // It follows from the others.
+            Some(AllBrokersDown) | None => {}
+            // Of a host's several addresses one may refuse what another does not.
+            Some(code @ (Authentication | SSL)) => *self.said() = Some((code, reason.to_owned())),
+            Some(code) => {
+                self.said().get_or_insert_with(|| (code, reason.to_owned()));
+            }
+        }
+    }
+}
+
+impl ConsumerContext for Reason {}
 
 /// librdkafka's own words, into our log.
 #[derive(Debug, Clone, Copy, Default)]

@@ -171,6 +171,9 @@ fn follow(reader: &BaseConsumer, partitions: usize, arguments: &Arguments) -> Re
                     last = Instant::now();
                 }
             }
+            // No group is joined, so there is none to be allowed.
+            Some(Err(error))
+                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::GroupAuthorizationFailed) => {}
             Some(Err(error)) if is_final(&error) => return Err(error).context("read the derived topics"),
             Some(Err(error)) => {
                 // librdkafka connects again by itself, and repeats itself until then.

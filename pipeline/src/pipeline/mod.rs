@@ -141,7 +141,11 @@ fn work(
         }
     }
     progress.end();
-    outcome
+    // What is not allowed any more, librdkafka tells without the topic.
+    outcome.map_err(|error| match topics::lacking(topology) {
+        Some(lacking) => anyhow!("{error:#}\n{lacking}"),
+        None => error,
+    })
 }
 
 /// The workers of all stages: as many in each.

@@ -61,7 +61,8 @@ impl Observing {
                 else {
                     return;
                 };
-                ends.push((status.place(task), end - i64::from(is_rekeyed), position));
+                let end = (end - i64::from(is_rekeyed)).max(0);
+                ends.push((status.place(task), end, position));
             }
         }
         self.health.note_ends(&ends, Instant::now());

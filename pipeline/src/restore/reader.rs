@@ -90,6 +90,13 @@ impl Reader {
         Ok(Some(Reader { client, log }))
     }
 
+    pub(super) fn topic<'a>(&self, setup: &'a Setup) -> &'a str {
+        match self.log {
+            Log::Changelog => &setup.topology.changelog_topic,
+            Log::Ids => &setup.topology.ids_topic,
+        }
+    }
+
     /// Some records into `writes`, until they are about so large.
     pub(super) fn read(
         &self,

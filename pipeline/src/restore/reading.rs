@@ -106,7 +106,7 @@ fn read(
             }
             let read = reader
                 .read(setup, partition, &mut writes, bytes_max, &mut positions)
-                .context("restore a store")?;
+                .with_context(|| format!("restore a store from {}", reader.topic(setup)))?;
             records += read.records;
             watched.records.store(records, Ordering::Relaxed);
             first_time_ms = first_time_ms.or(read.first_time_ms);

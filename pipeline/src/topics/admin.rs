@@ -13,12 +13,14 @@ use rdkafka::admin::{
 };
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::{Builder, Runtime};
 
 use super::compare::{Found, FoundSetting};
+use super::native::{self, Seen};
+use super::rights::{self, Needed};
 use super::wanted::Wanted;
 use crate::clients;
 use crate::topology::Kafka;
@@ -46,30 +48,35 @@ impl Cluster {
         Ok(Cluster { kafka: kafka.clone(), client, runtime })
     }
 
-    /// Every topic of the cluster with its number of partitions. Asking for one
-    /// topic by its name might make it.
-    pub(super) fn partitions(&self) -> Result<BTreeMap<String, i32>> {
-        let metadata = self
-            .client
-            .inner()
-            .fetch_metadata(None, ANSWER_TIMEOUT)
-            .map_err(|error| no_answer(&self.kafka, &error))?;
-        let mut partitions = BTreeMap::new();
-        for topic in metadata.topics() {
-            let count = i32::try_from(topic.partitions().len()).context("count a topic's partitions")?;
-            // A topic that was made this moment may not have its partitions yet.
-            if count > 0 {
-                partitions.insert(topic.name().to_owned(), count);
-            }
-        }
-        Ok(partitions)
+    /// What of that the user must be allowed to do and is not, in words.
+    pub(super) fn lacking(&self, wanted: &[Wanted], needed: Needed) -> KafkaResult<Option<String>> {
+        Ok(rights::lacking(wanted, &self.see(wanted)?, needed))
     }
 
-    /// Those of the named topics that exist.
-    pub(super) fn find<'a>(&self, names: impl Iterator<Item = &'a str>) -> Result<BTreeMap<String, Found>> {
-        let partitions = self.partitions()?;
+    fn see(&self, wanted: &[Wanted]) -> KafkaResult<BTreeMap<String, Seen>> {
+        let names: Vec<&str> = wanted.iter().map(|wanted| wanted.name.as_str()).collect();
+        native::describe(self.client.inner(), &names, ANSWER_TIMEOUT)
+    }
+
+    /// Those topics that exist.
+    ///
+    /// # Errors
+    /// Where the user is not allowed what is needed, or no broker answers.
+    pub(super) fn find(&self, wanted: &[Wanted], needed: Needed) -> Result<BTreeMap<String, Found>> {
+        let seen = self.see(wanted).map_err(|error| no_answer(&self.kafka, &error))?;
+        if let Some(lacking) = rights::lacking(wanted, &seen, needed) {
+            bail!(lacking);
+        }
+        let partitions: BTreeMap<&str, i32> = seen
+            .iter()
+            .filter_map(|(name, seen)| match seen {
+                // A topic that was made this moment may not have its partitions yet.
+                Seen::There { partitions, .. } if *partitions > 0 => Some((name.as_str(), *partitions)),
+                _ => None,
+            })
+            .collect();
         let there: Vec<ResourceSpecifier<'_>> =
-            names.filter(|name| partitions.contains_key(*name)).map(ResourceSpecifier::Topic).collect();
+            partitions.keys().map(|name| ResourceSpecifier::Topic(name)).collect();
         if there.is_empty() {
             return Ok(BTreeMap::new());
         }
@@ -86,7 +93,7 @@ impl Cluster {
             ensure!(
                 !resource.entries.is_empty(),
                 "describe the settings of topic {name}: the broker shows none; this user may lack \
-                 DESCRIBE_CONFIGS on it, or it is being deleted"
+                 DescribeConfigs on it, or it is being deleted"
             );
             let settings = resource
                 .entries
@@ -96,7 +103,7 @@ impl Cluster {
                     (entry.name, FoundSetting { value: entry.value.unwrap_or_default(), overridden })
                 })
                 .collect();
-            let count = partitions.get(&name).copied().unwrap_or_default();
+            let count = partitions.get(name.as_str()).copied().unwrap_or_default();
             all.insert(name, Found { partitions: count, settings });
         }
         Ok(all)
@@ -127,10 +134,15 @@ impl Cluster {
         let refused: Vec<String> = results
             .into_iter()
             .filter_map(std::result::Result::err)
-            .filter(|(_, code)| *code != rdkafka::types::RDKafkaErrorCode::TopicAlreadyExists)
-            .map(|(name, code)| format!("{name}: {code}"))
+            .filter(|(_, code)| *code != RDKafkaErrorCode::TopicAlreadyExists)
+            .map(|(name, code)| match code {
+                RDKafkaErrorCode::TopicAuthorizationFailed => {
+                    format!("{name}: {code}: the user needs Create on that topic")
+                }
+                _ => format!("{name}: {code}"),
+            })
             .collect();
-        ensure!(refused.is_empty(), "create topics: {}", refused.join("; "));
+        ensure!(refused.is_empty(), "create topics:\n  {}", refused.join("\n  "));
         Ok(())
     }
 
@@ -184,6 +196,12 @@ impl Cluster {
                 continue;
             };
             let record = match record {
+                // No group is joined, so there is none to be allowed.
+                Err(error)
+                    if error.rdkafka_error_code() == Some(RDKafkaErrorCode::GroupAuthorizationFailed) =>
+                {
+                    continue;
+                }
                 // Nothing but markers of transactions is left in it: it has no oldest record.
                 Err(KafkaError::PartitionEOF(partition)) => {
                     waiting.retain(|waiting| *waiting != partition);
@@ -223,10 +241,23 @@ pub fn bounds<C: ConsumerContext>(
     }
 }
 
-/// What a person can do about a cluster that does not answer.
+/// What a person can do about a cluster that does not answer. It is asked once
+/// more, for a few seconds, to learn why.
 pub fn no_answer(kafka: &Kafka, error: &KafkaError) -> anyhow::Error {
-    anyhow!(
-        "no broker answers at {}: {error}; is Kafka up (scripts/kafka up), and is kafka.brokers right?",
-        kafka.brokers
-    )
+    let brokers = &kafka.brokers;
+    let remedy = |code| match code {
+        RDKafkaErrorCode::Authentication => {
+            "has Kafka a user of that name, with that password, for that mechanism? (kafka.properties: sasl.username, \
+             sasl.password, sasl.mechanism; of a client's certificate: ssl.certificate.location)"
+        }
+        RDKafkaErrorCode::SSL => {
+            "does ssl.ca.location hold the certificate of the authority that signed the brokers', and do theirs name the \
+             hosts of kafka.brokers? (docs/security.md)"
+        }
+        _ => "is Kafka up (scripts/kafka up), and are kafka.brokers and security.protocol right?",
+    };
+    match clients::why_unreachable(kafka) {
+        Some((code, why)) => anyhow!("no broker answers at {brokers}: {why}; {}", remedy(code)),
+        None => anyhow!("no broker answers at {brokers}: {error}; {}", remedy(RDKafkaErrorCode::Unknown)),
+    }
 }

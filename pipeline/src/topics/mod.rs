@@ -1,7 +1,7 @@
 //! What the topics must be like, and making them so.
 //!
-//! [`wanted`] is the rule as data, [`compare`] holds a topic against it, and
-//! the rest asks the broker. The raw topic is made where there is none and
+//! [`wanted`] is the rule as data, [`compare`] holds a topic against it, `rights`
+//! what the user must be allowed against what it is, and the rest asks the broker. The raw topic is made where there is none and
 //! otherwise left alone. No record is written here.
 
 use std::collections::BTreeMap;
@@ -12,9 +12,12 @@ use anyhow::{Result, bail};
 
 use crate::topology::Topology;
 use admin::{ASK_AGAIN, Cluster};
+use rights::Needed;
 
 mod admin;
 mod compare;
+mod native;
+mod rights;
 mod wanted;
 
 pub use admin::{bounds, no_answer};
@@ -94,7 +97,7 @@ fn named<'a>(topic: &'a str) -> impl Fn(&'a Difference) -> (&'a str, &'a Differe
 /// Where the broker does not answer, or does not show the topics' settings.
 pub fn plan(topology: &Topology) -> Result<Plan> {
     let cluster = Cluster::connect(&topology.kafka)?;
-    let (mut plan, found) = survey(&cluster, topology)?;
+    let (mut plan, found) = survey(&cluster, topology, rights::to_plan)?;
     plan.warnings.extend(beyond_retention(&cluster, topology, &found)?);
     Ok(plan)
 }
@@ -107,7 +110,7 @@ pub fn plan(topology: &Topology) -> Result<Plan> {
 /// Where the broker does not answer, refuses, or does not do what it says.
 pub fn apply(topology: &Topology, mut done: impl FnMut(&Wanted, &Done)) -> Result<Plan> {
     let cluster = Cluster::connect(&topology.kafka)?;
-    let (before, found) = survey(&cluster, topology)?;
+    let (before, found) = survey(&cluster, topology, rights::to_apply)?;
     let missing: Vec<&Wanted> = before.missing().collect();
     if !missing.is_empty() {
         cluster.create(&missing, topology.topic_settings.replication_factor)?;
@@ -130,7 +133,7 @@ pub fn apply(topology: &Topology, mut done: impl FnMut(&Wanted, &Done)) -> Resul
     // The binding does not report a single topic's refusal, so the broker is asked what it now says.
     let deadline = Instant::now() + SEEN_TIMEOUT;
     loop {
-        let (after, _) = survey(&cluster, topology)?;
+        let (after, _) = survey(&cluster, topology, rights::to_apply)?;
         let still_missing = after.missing().map(|wanted| format!("{} does not exist", wanted.name)).next();
         let still_differs = after
             .differences()
@@ -154,8 +157,15 @@ pub fn apply(topology: &Topology, mut done: impl FnMut(&Wanted, &Done)) -> Resul
 /// broker does not answer.
 pub fn check(topology: &Topology) -> Result<Checked> {
     let cluster = Cluster::connect(&topology.kafka)?;
-    let (plan, _) = survey(&cluster, topology)?;
+    let (plan, _) = survey(&cluster, topology, rights::to_run)?;
     verdict(plan)
+}
+
+/// What the user of a run must be allowed to do with topics and is not, in words
+/// and with a remedy. `None` where nothing is lacking, or that cannot be known.
+pub fn lacking(topology: &Topology) -> Option<String> {
+    let wanted = wanted(topology, RawTopic::to_be_made(topology));
+    Cluster::connect(&topology.kafka).ok()?.lacking(&wanted, rights::to_run).ok()?
 }
 
 fn verdict(plan: Plan) -> Result<Checked> {
@@ -181,9 +191,8 @@ fn sentence(topic: &str, difference: &Difference) -> String {
     format!("{topic}: {} is {}, must be {}", difference.setting, difference.is, difference.must_be)
 }
 
-fn survey(cluster: &Cluster, topology: &Topology) -> Result<(Plan, BTreeMap<String, Found>)> {
-    let names = wanted(topology, RawTopic::to_be_made(topology));
-    let found = cluster.find(names.iter().map(|wanted| wanted.name.as_str()))?;
+fn survey(cluster: &Cluster, topology: &Topology, needed: Needed) -> Result<(Plan, BTreeMap<String, Found>)> {
+    let found = cluster.find(&wanted(topology, RawTopic::to_be_made(topology)), needed)?;
     let raw = match found.get(&topology.source.topic) {
         Some(found) => measure(found),
         None => RawTopic::to_be_made(topology),

@@ -1,8 +1,11 @@
-//! Fills `${NAME:-default}` in from the environment, as docker compose does.
+//! Fills `${NAME:-default}` in from the environment, as docker compose does, and
+//! `${file:PATH}` from a file, as which secrets come.
 //!
 //! Knows nothing of YAML: it is given the text of one value and gives back
 //! another, so a variable can never change a file's structure. Its complaints
 //! never repeat the text, which may be a secret.
+
+use std::io::Read as _;
 
 /// A text with its variables filled in.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -18,12 +21,16 @@ pub(super) struct Filled {
 /// What is wrong, and the remedy.
 pub(super) type Complaint = (String, String);
 
+/// A secret is a line or a few certificates; what is larger is another file.
+const FILE_BYTES_MAX: u64 = 64 * 1024;
+
 /// A default may hold a variable, whose default may hold one, so many deep.
 const NESTING_MAX: usize = 8;
 
 /// Fills in `$NAME`, `${NAME}`, `${NAME:-default}`, `${NAME-default}`,
-/// `${NAME:?message}`, `${NAME?message}`, `${NAME:+other}`, `${NAME+other}`;
-/// `$$` is a dollar sign.
+/// `${NAME:?message}`, `${NAME?message}`, `${NAME:+other}`, `${NAME+other}`, and
+/// `${file:path}`, a file's text without the line's end that it ends with; `$$` is
+/// a dollar sign.
 pub(super) fn fill(text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<Filled, Complaint> {
     let mut filled = Filled::default();
     fill_into(&mut filled, text, environment, NESTING_MAX)?;
@@ -80,6 +87,14 @@ fn fill_expression(
     environment: &dyn Fn(&str) -> Option<String>,
     nesting: usize,
 ) -> Result<(), Complaint> {
+    // No path begins with what may follow a variable's name.
+    if let Some(path) = inside.strip_prefix("file:").filter(|path| !path.starts_with(['-', '?', '+'])) {
+        let mut filled_path = Filled::default();
+        fill_into(&mut filled_path, path, environment, nesting)?;
+        filled.unset.append(&mut filled_path.unset);
+        filled.text.push_str(&read_file(&filled_path.text)?);
+        return Ok(());
+    }
     let (name, operation) = split_name(inside);
     if name.is_empty() {
         return Err(complaint(
@@ -123,6 +138,28 @@ fn fill_expression(
         ));
     }
     Ok(())
+}
+
+/// The text of a file.
+fn read_file(path: &str) -> Result<String, Complaint> {
+    let remedy = "write ${file:PATH} with the path of a text file that this user may read";
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes))
+        .map_err(|error| complaint(&format!("read the file {path:?}: {error}"), remedy))?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(complaint(&format!("the file {path:?} is larger than 64 KiB"), remedy));
+    }
+    let mut text = String::from_utf8(bytes)
+        .map_err(|_| complaint(&format!("the file {path:?} holds no UTF-8"), remedy))?;
+    // Editors and `echo` end a file's last line; no secret ends so.
+    if text.ends_with('\n') {
+        text.pop();
+        if text.ends_with('\r') {
+            text.pop();
+        }
+    }
+    Ok(text)
 }
 
 fn put(filled: &mut Filled, name: &str, value: Option<String>) {
@@ -195,6 +232,46 @@ mod tests {
             assert_eq!(fill(text, &environment).map(|filled| filled.text), Ok(expected.to_owned()), "{text}");
         }
         assert_eq!(fill("${UNSET}$OTHER", &environment).unwrap().unset, ["UNSET", "OTHER"]);
+    }
+
+    #[test]
+    fn a_file_is_filled_in_without_its_lines_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let filled = |text: &str| {
+            let folder = folder.path().display().to_string();
+            let named = |name: &str| if name == "DIR" { Some(folder.clone()) } else { environment(name) };
+            fill(text, &named)
+        };
+        for (written, expected) in [
+            ("hunter2", "hunter2"),
+            ("hunter2\n", "hunter2"),
+            ("hunter2\r\n", "hunter2"),
+            ("two\nlines\n", "two\nlines"),
+            // What comes from a file is not looked at again.
+            ("${SET}$\n", "${SET}$"),
+            ("", ""),
+        ] {
+            std::fs::write(path("secret"), written).unwrap();
+            let text = filled("a ${file:${DIR}/secret} b").map(|filled| (filled.text, filled.substituted));
+            assert_eq!(text, Ok((format!("a {expected} b"), true)), "{written:?}");
+        }
+        assert_eq!(filled("${UNSET:-${file:${DIR}/secret}}").unwrap().text, "");
+        // A variable may have that name.
+        assert_eq!(filled("${file:-default}${file:+other}").unwrap().text, "default");
+
+        std::fs::write(path("latin"), b"hunter2\xff").unwrap();
+        std::fs::write(path("large"), "hunter2".repeat(10_000)).unwrap();
+        for (name, expected) in [
+            ("none", "No such file"),
+            ("latin", "holds no UTF-8"),
+            ("large", "is larger than 64 KiB"),
+            ("", "Is a directory"),
+        ] {
+            let (what, remedy) = filled(&format!("${{file:${{DIR}}/{name}}}")).unwrap_err();
+            assert!(what.contains(&path(name)) && what.contains(expected), "{what}");
+            assert!(!format!("{what}{remedy}").contains("hunter2"));
+        }
     }
 
     #[test]

@@ -47,6 +47,8 @@ pub struct Producer {
     client: Client,
     routes: Routes,
     input_topic: String,
+    group: String,
+    transactional_id: String,
     /// After an end that took longer, a request of it that was given up and sent again may still
     /// arrive, and decide the next transaction; a new producer's epoch fences that.
     end_time_max: Duration,
@@ -126,11 +128,12 @@ impl Producer {
                 .then(|| route(topology.rekeyed_topic.as_str())),
         };
         let client = Client::connect(config, Deliveries::new(partitions), &names)?;
-        let input_topic = stage.topic(topology).to_owned();
         Ok(Producer {
             client,
             routes,
-            input_topic,
+            input_topic: stage.topic(topology).to_owned(),
+            group: stage.group(topology),
+            transactional_id: config.get("transactional.id").unwrap_or_default().to_owned(),
             end_time_max: end_time_max(config),
             sent: 0,
             sent_bytes: 0,
@@ -188,9 +191,23 @@ impl Producer {
     fn judge(&self, what: &str, failure: &Failure) -> Trouble {
         let fatal = self.client.fatal_error().map_or_else(String::new, |why| format!(" ({why})"));
         if is_permanent(failure.code) {
-            return Trouble::Stop(anyhow!("{what}: {failure}{fatal}; {}", remedy(failure.code)));
+            return Trouble::Stop(anyhow!("{what}: {failure}{fatal}; {}", self.remedy(failure.code)));
         }
         Trouble::Rebuild(format!("{what}: {failure}{fatal}"))
+    }
+
+    fn remedy(&self, code: RDKafkaErrorCode) -> String {
+        match code {
+            RDKafkaErrorCode::GroupAuthorizationFailed => {
+                format!("allow the pipeline's user Read on group {} in Kafka's ACLs", self.group)
+            }
+            RDKafkaErrorCode::TransactionalIdAuthorizationFailed => format!(
+                "allow the pipeline's user Write on transactional id {} in Kafka's ACLs, and on all others that begin \
+                 with its group",
+                self.transactional_id
+            ),
+            code => remedy(code).to_owned(),
+        }
     }
 }
 
@@ -324,7 +341,7 @@ impl Transaction<'_> {
             None if delivered == sent => Ok(()),
             None => Err(self.give_up(format!("deliver {sent} records: {delivered} arrived"))),
             Some((code, why)) if is_permanent(code) => {
-                Err(Trouble::Stop(anyhow!("deliver a record: {why}; {}", remedy(code))))
+                Err(Trouble::Stop(anyhow!("deliver a record: {why}; {}", self.producer.remedy(code))))
             }
             Some((_, why)) => Err(self.give_up(format!("deliver a record: {why}"))),
         }
@@ -394,6 +411,13 @@ impl Transaction<'_> {
     }
 
     fn give_up(&mut self, why: String) -> Trouble {
+        // The first error is the cause: what follows it, a failing abort as well, would hide it.
+        if let Some(cause) = self.producer.client.abort_cause()
+            && is_permanent(cause.code)
+        {
+            let remedy = self.producer.remedy(cause.code);
+            return Trouble::Stop(anyhow!("send records in a transaction: {cause}; {remedy}"));
+        }
         match self.end() {
             Ok(()) => Trouble::Again(why),
             Err(trouble) => trouble,
@@ -421,7 +445,8 @@ impl Transaction<'_> {
                 }
                 code if is_permanent(code) => {
                     let topic = self.producer.client.topic_name(record.topic);
-                    return Err(Trouble::Stop(anyhow!("send a record to {topic}: {code}; {}", remedy(code))));
+                    let remedy = self.producer.remedy(code);
+                    return Err(Trouble::Stop(anyhow!("send a record to {topic}: {code}; {remedy}")));
                 }
                 code => return Err(self.give_up(format!("send a record: {code}"))),
             }

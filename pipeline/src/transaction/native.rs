@@ -148,6 +148,12 @@ impl Client {
         outcome(unsafe { c::rd_kafka_commit_transaction(self.ptr(), -1) })
     }
 
+    /// Why the open transaction can only be aborted, if so: librdkafka says it to
+    /// whoever asks for what cannot be now, and forgets it with the abort.
+    pub(super) fn abort_cause(&self) -> Option<Failure> {
+        self.begin_transaction().err().filter(|failure| failure.requires_abort)
+    }
+
     /// Without a timeout, as a commit.
     pub(super) fn abort_transaction(&self) -> Result<(), Failure> {
         // SAFETY: the client outlives the call.

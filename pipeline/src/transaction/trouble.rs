@@ -65,6 +65,9 @@ pub(super) fn remedy(code: Code) -> &'static str {
         }
         Code::UnsupportedVersion => "the broker is too old for transactions that are fenced by the group",
         Code::PolicyViolation => "a policy of the broker forbids it",
-        _ => "give the pipeline's user that right in Kafka",
+        Code::TopicAuthorizationFailed => {
+            "allow the pipeline's user Write in Kafka's ACLs on the topics that it writes to"
+        }
+        _ => "allow it to the pipeline's user in Kafka's ACLs",
     }
 }

@@ -461,10 +461,13 @@ impl Worker {
                 "{topic} no longer holds the record to go on from: to skip what is gone, reset the group's offsets \
                  ({error})"
             ))),
-            Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed) => {
+            Some(Code::TopicAuthorizationFailed) => Err(Trouble::Stop(anyhow!(
+                "read {topic}: {error}; allow the pipeline's user Read on topic {topic} in Kafka's ACLs"
+            ))),
+            Some(Code::GroupAuthorizationFailed) => {
+                let group = stage.group(topology);
                 Err(Trouble::Stop(anyhow!(
-                    "read {topic} as group {}: {error}; give the pipeline's user that right in Kafka",
-                    stage.group(topology)
+                    "read {topic} as group {group}: {error}; allow the pipeline's user Read on group {group} in Kafka's ACLs"
                 )))
             }
             _ if fatal => Err(Trouble::Rebuild(format!("read {topic}: {error}"))),

@@ -336,7 +336,11 @@ impl Tasks {
     /// Where a disk cannot be written: the first such.
     pub(super) fn close_all(&mut self) -> Result<()> {
         let partitions: Vec<i32> = self.lives.keys().copied().collect();
-        partitions.into_iter().fold(Ok(()), |so_far, partition| so_far.and(self.close(partition)))
+        let mut outcome = Ok(());
+        for partition in partitions {
+            outcome = outcome.and(self.close(partition));
+        }
+        outcome
     }
 
     fn close(&mut self, partition: i32) -> Result<()> {
