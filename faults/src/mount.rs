@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 /// What fills it up.
 const FILLER: &str = "filler";
-const PIECE: [u8; 65_536] = [0; 65_536];
+static PIECE: [u8; 65_536] = [0; 65_536];
 
 /// A disk, mounted until this is dropped. Only root may mount.
 #[derive(Debug)]

@@ -21,7 +21,10 @@ const CAUGHT_WITHIN: Duration = Duration::from_secs(60);
 const ENDS_WITHIN: Duration = Duration::from_secs(60);
 /// The requests of a transaction are the first of the kinds.
 const PHASES: usize = 5;
-const MOMENTS: [(Moment, &str); 2] = [(Moment::Asked, "asked"), (Moment::Answered, "answered")];
+/// When a broker is killed; under way it has the request already, and may have done any part of it.
+const MOMENTS: [(Moment, &str); 3] =
+    [(Moment::Asked, "asked"), (Moment::Asked, UNDER_WAY), (Moment::Answered, "answered")];
+const UNDER_WAY: &str = "under way";
 
 pub(crate) fn run(world: &World<'_>, seed: u64, outcome: &mut Outcome) -> Result<()> {
     let mut random = Random::new(seed);
@@ -32,7 +35,7 @@ pub(crate) fn run(world: &World<'_>, seed: u64, outcome: &mut Outcome) -> Result
     let times = world.times.unwrap_or(TIMES);
     let judged = scene.under_attack(outcome, |scene, outcome| {
         scene.start("a")?;
-        let mut phase = random.below(10) as usize;
+        let mut phase = random.below((PHASES * MOMENTS.len()) as u64) as usize;
         for time in 0..times {
             go_on(scene, outcome, 1 + random.below(300))?;
             world.cluster.wait_in_sync()?;
@@ -68,6 +71,9 @@ fn kill_in_phase(world: &World<'_>, controls: &Controls, outcome: &mut Outcome, 
     let (kind, name) = *KINDS.get(phase / MOMENTS.len() % PHASES).context("a phase is a kind of request")?;
     let (moment, word) = *MOMENTS.get(phase % MOMENTS.len()).context("a phase has a moment")?;
     let node = controls.catch(kind, moment, CAUGHT_WITHIN).with_context(|| format!("no {name} was made"))?;
+    if word == UNDER_WAY {
+        controls.let_go();
+    }
     world.cluster.kill(node)?;
     controls.let_go();
     outcome.fired(&format!("broker killed, {name} {word}"), 1);
