@@ -111,6 +111,9 @@ pub fn producer(topology: &Topology, member: &Member) -> ClientConfig {
     config.set("queue.buffering.max.kbytes", member.producer_queue_kib.to_string());
     config.set("queue.buffering.max.messages", "1000000");
     config.set("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS.to_string());
+    // librdkafka waits for a group's coordinator that has left the cluster until the state of any connection changes,
+    // which may be never. It is longer than a coordinator's loss counts after a commit.
+    config.set("connections.max.idle.ms", "30000");
     set_all(&mut config, &topology.kafka.properties);
     set_all(&mut config, &topology.kafka.producer);
     config.set("transactional.id", &member.id);

@@ -35,6 +35,13 @@ const QUEUE_FULL_TIME_MAX: Duration = Duration::from_secs(60);
 /// A call that may be repeated is repeated for so long.
 const RETRY_TIME_MAX: Duration = Duration::from_secs(60);
 
+/// A coordinator that lives has written a commit's markers long before. It is
+/// also the time within which it ends a transaction that is past its timeout.
+pub const DECIDED_WITHIN: Duration = Duration::from_millis(TRANSACTION_TIMEOUT_MS + 10_000);
+
+/// So often a flush looks whether the coordinator is still there; a broker takes longer to restart.
+const FLUSH_STEP_MS: i32 = 100;
+
 /// A worker's transactional producer.
 pub struct Producer {
     client: Client,
@@ -49,6 +56,9 @@ pub struct Producer {
     end_time_max: Duration,
     sent: u64,
     sent_bytes: usize,
+    committed_at: Option<Instant>,
+    /// The losses of the coordinator's connection that endanger no commit of ours.
+    losses: u64,
 }
 
 /// Where each destination stands among the client's topics.
@@ -134,6 +144,8 @@ impl Producer {
             end_time_max: end_time_max(config),
             sent: 0,
             sent_bytes: 0,
+            committed_at: None,
+            losses: 0,
         })
     }
 
@@ -149,6 +161,25 @@ impl Producer {
             Err(failure) if failure.is_retriable => Ok(false),
             Err(failure) => Err(self.judge("init the producer's transactions", &failure)),
         }
+    }
+
+    /// Looks whether the last commit may have lost its markers. Its coordinator
+    /// acknowledges a commit first and writes the markers then. Where it died
+    /// between, they may never come (see ARCHITECTURE.md), and whatever decides the
+    /// *next* transaction of this producer decides the records of both. So the next
+    /// one must not come before the log says that the last one is there.
+    ///
+    /// # Errors
+    /// Where the connection to the coordinator was lost soon after a commit, or in it.
+    pub fn check_coordinator(&mut self) -> Result<(), Trouble> {
+        let losses = self.client.coordinator_losses();
+        if losses != self.losses && self.committed_at.is_some_and(|at| at.elapsed() < DECIDED_WITHIN) {
+            return Err(Trouble::Rebuild(
+                "the connection to the transaction coordinator was lost after a commit".into(),
+            ));
+        }
+        self.losses = losses;
+        Ok(())
     }
 
     /// Opens a transaction. Nothing is sent by this.
@@ -275,6 +306,7 @@ impl Transaction<'_> {
         crash::at(Step::Commit);
         self.repeat("commit a transaction", Client::commit_transaction)?;
         self.open = false;
+        self.producer.committed_at = Some(Instant::now());
         crash::at(Step::Apply);
         Ok(Receipt { ends, slow: start.elapsed() > self.producer.end_time_max })
     }
@@ -289,6 +321,7 @@ impl Transaction<'_> {
 
     fn end(&mut self) -> Result<(), Trouble> {
         self.open = false;
+        self.producer.check_coordinator()?;
         let started = Instant::now();
         loop {
             match self.producer.client.abort_transaction() {
@@ -302,11 +335,17 @@ impl Transaction<'_> {
     /// An undelivered record would make the commit a lie, so it is counted, not
     /// believed: a fenced producer's flush succeeds with nothing sent.
     fn flush(&mut self) -> Result<(), Trouble> {
-        let flushed = self.producer.client.flush();
+        while !self.producer.client.flush(FLUSH_STEP_MS) {
+            // Before the coordinator is back: it has not taken this transaction's partitions yet.
+            if let Err(trouble) = self.producer.check_coordinator() {
+                self.open = false;
+                return Err(trouble);
+            }
+        }
         let deliveries = self.producer.client.deliveries();
         let (delivered, sent) = (deliveries.delivered(), self.producer.sent);
         match deliveries.take_failure() {
-            None if flushed && delivered == sent => Ok(()),
+            None if delivered == sent => Ok(()),
             None => Err(self.give_up(format!("deliver {sent} records: {delivered} arrived"))),
             Some((code, why)) if is_permanent(code) => {
                 Err(Trouble::Stop(anyhow!("deliver a record: {why}; {}", self.producer.remedy(code))))

@@ -6,7 +6,7 @@
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -55,12 +55,18 @@ pub(super) struct Outgoing<'a> {
 
 /// The producer's client and its topics. Its fields are dropped in their order:
 /// librdkafka wants a client's topics and queues gone before the client, and it
-/// speaks to the deliveries as long as the client lives.
+/// speaks to those who listen as long as the client lives.
 pub(super) struct Client {
     topics: Vec<Topic>,
     _events: Events,
     native: Arc<client::Client<Logs>>,
-    deliveries: Arc<Deliveries>,
+    heard: Arc<Heard>,
+}
+
+/// What librdkafka's own threads tell in passing.
+struct Heard {
+    deliveries: Deliveries,
+    coordinator_losses: AtomicU64,
 }
 
 impl Client {
@@ -71,13 +77,13 @@ impl Client {
         topics: &[&str],
         well_compressed: &[usize],
     ) -> Result<Client> {
-        let deliveries = Arc::new(deliveries);
+        let heard = Arc::new(Heard { deliveries, coordinator_losses: AtomicU64::new(0) });
         let native_config = config.create_native_config().context("configure the producer")?;
         let events = c::RD_KAFKA_EVENT_DR
             | c::RD_KAFKA_EVENT_ERROR
             | c::RD_KAFKA_EVENT_STATS
             | c::RD_KAFKA_EVENT_OAUTHBEARER_TOKEN_REFRESH;
-        // SAFETY: the configuration lives; the deliveries outlive the client that is made of it.
+        // SAFETY: the configuration lives; what is heard outlives the client that is made of it.
         unsafe {
             c::rd_kafka_conf_set_events(native_config.ptr(), events);
             // An interceptor can only be asked for before there is a client.
@@ -85,10 +91,10 @@ impl Client {
                 native_config.ptr(),
                 INTERCEPTOR.as_ptr(),
                 Some(on_new),
-                Arc::as_ptr(&deliveries).cast_mut().cast(),
+                Arc::as_ptr(&heard).cast_mut().cast(),
             );
             if code != NO_ERROR {
-                bail!("listen to the producer's deliveries: {}", RDKafkaErrorCode::from(code));
+                bail!("listen to the producer: {}", RDKafkaErrorCode::from(code));
             }
         }
         let native = client::Client::new(config, native_config, RDKafkaType::RD_KAFKA_PRODUCER, Logs)
@@ -99,11 +105,16 @@ impl Client {
             .map(|(index, name)| Topic::new(&native, name, well_compressed.contains(&index)))
             .collect::<Result<_>>()?;
         let events = Events::listen(&native).context("start the producer's thread")?;
-        Ok(Client { topics, _events: events, native, deliveries })
+        Ok(Client { topics, _events: events, native, heard })
     }
 
     pub(super) fn deliveries(&self) -> &Deliveries {
-        &self.deliveries
+        &self.heard.deliveries
+    }
+
+    /// How often the connection to the transaction coordinator was lost so far.
+    pub(super) fn coordinator_losses(&self) -> u64 {
+        self.heard.coordinator_losses.load(Ordering::Acquire)
     }
 
     /// Why the client cannot be used any more, if so.
@@ -125,10 +136,10 @@ impl Client {
         outcome(unsafe { c::rd_kafka_begin_transaction(self.ptr()) })
     }
 
-    /// Waits, without a timeout, until every record has arrived or failed.
-    pub(super) fn flush(&self) -> bool {
+    /// Waits until every record has arrived or failed; `false`: not yet.
+    pub(super) fn flush(&self, timeout_ms: i32) -> bool {
         // SAFETY: the client outlives the call.
-        unsafe { c::rd_kafka_flush(self.ptr(), -1) == NO_ERROR }
+        unsafe { c::rd_kafka_flush(self.ptr(), timeout_ms) == NO_ERROR }
     }
 
     pub(super) fn send_offsets(
@@ -202,25 +213,48 @@ impl Client {
     }
 }
 
-const INTERCEPTOR: &CStr = c"deliveries";
+const INTERCEPTOR: &CStr = c"heard";
+/// librdkafka keeps a connection to the coordinator apart from those to brokers, under this name.
+const COORDINATOR: &CStr = c"TxnCoordinator";
+const DOWN: &CStr = c"DOWN";
 
 /// librdkafka calls it while it makes the client.
 unsafe extern "C" fn on_new(
     native: *mut c::rd_kafka_t,
     _config: *const c::rd_kafka_conf_t,
-    deliveries: *mut c_void,
+    heard: *mut c_void,
     _error: *mut c_char,
     _error_bytes: usize,
 ) -> c::rd_kafka_resp_err_t {
+    let name = INTERCEPTOR.as_ptr();
     // SAFETY: the client is being made; what it is given for its calls outlives it.
     unsafe {
-        c::rd_kafka_interceptor_add_on_acknowledgement(
-            native,
-            INTERCEPTOR.as_ptr(),
-            Some(on_acknowledgement),
-            deliveries,
-        )
+        let code =
+            c::rd_kafka_interceptor_add_on_acknowledgement(native, name, Some(on_acknowledgement), heard);
+        if code != NO_ERROR {
+            return code;
+        }
+        c::rd_kafka_interceptor_add_on_broker_state_change(native, name, Some(on_state_change), heard)
     }
+}
+
+/// librdkafka calls it from its own threads when a connection's state has changed.
+unsafe extern "C" fn on_state_change(
+    _native: *mut c::rd_kafka_t,
+    _broker: i32,
+    _protocol: *const c_char,
+    name: *const c_char,
+    _port: i32,
+    state: *const c_char,
+    heard: *mut c_void,
+) -> c::rd_kafka_resp_err_t {
+    // SAFETY: both are strings that live during the call, and what is heard outlives the client.
+    let (name, state, heard) =
+        unsafe { (CStr::from_ptr(name), CStr::from_ptr(state), &*heard.cast::<Heard>()) };
+    if name == COORDINATOR && state == DOWN {
+        heard.coordinator_losses.fetch_add(1, Ordering::AcqRel);
+    }
+    NO_ERROR
 }
 
 /// librdkafka calls it from its own threads, once for each record, when that has
@@ -229,11 +263,11 @@ unsafe extern "C" fn on_new(
 unsafe extern "C" fn on_acknowledgement(
     _native: *mut c::rd_kafka_t,
     record: *mut c::rd_kafka_message_t,
-    deliveries: *mut c_void,
+    heard: *mut c_void,
 ) -> c::rd_kafka_resp_err_t {
-    // SAFETY: the record lives during the call, and the deliveries longer than
-    // the client (see [`Client`]); they are only ever shared.
-    let (record, deliveries) = unsafe { (&*record, &*deliveries.cast::<Deliveries>()) };
+    // SAFETY: the record lives during the call, and what is heard longer than
+    // the client (see [`Client`]); it is only ever shared.
+    let (record, deliveries) = unsafe { (&*record, &(*heard.cast::<Heard>()).deliveries) };
     // A record may be acknowledged without an offset (librdkafka's
     // `rd_kafka_msgbatch_handle_Produce_result`): where it lies is then not known.
     if record.err == NO_ERROR && record.offset >= 0 {

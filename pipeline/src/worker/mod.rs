@@ -225,6 +225,7 @@ impl Worker {
         let mut membership = Membership::default();
         loop {
             self.published.turn();
+            producer.check_coordinator()?;
             // What was polled is committed; what was not is the next run's.
             if self.is_stopping() && batch.records.is_empty() {
                 return Ok(());

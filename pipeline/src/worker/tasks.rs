@@ -185,7 +185,8 @@ impl Tasks {
             None => restore::create(&clients::log_reader(&setup.topology))?,
         };
         let all_wait = self.step_restores(setup, consumer, &asker);
-        self.asker = Some(asker);
+        // Where it could not be answered, it may be what is wrong.
+        self.asker = all_wait.is_ok().then_some(asker);
         all_wait
     }
 
