@@ -150,14 +150,8 @@ impl Task {
         let is_ours = !matches!(role, Role::Other);
         let bytes = if is_ours { self.store.entry(envelope.uid.as_bytes())? } else { None };
         let damaged = || format!("decode the entry of ticket \"{}\"", envelope.uid);
-        let mut entry = match &bytes {
-            Some(bytes) => Entry::decode(bytes, &self.rule_set).with_context(damaged)?,
-            None => Entry::new(record.offset),
-        };
-        if entry.forget(forgotten_before_ms) && entry.is_empty() {
-            // As if the sweep had been there already: what is remembered must not depend on when it runs.
-            entry = Entry::new(record.offset);
-        }
+        let mut entry = decode(bytes.as_deref(), record.offset, forgotten_before_ms, &self.rule_set)
+            .with_context(damaged)?;
         let transition = transition::happen(
             topology,
             &self.rule_set.reader,
@@ -170,10 +164,8 @@ impl Task {
         .with_context(damaged)?;
 
         entry.written_at = record.offset;
-        let limit = topology.limits.entry_bytes_max;
-        let remembered =
-            transition.entry_changed.then(|| encode(&entry, &envelope.uid, &self.rule_set, limit));
-        let remembered = match remembered.transpose() {
+        let encode = || encode(&entry, &envelope.uid, &self.rule_set, topology.limits.entry_bytes_max);
+        let remembered = match transition.entry_changed.then(encode).transpose() {
             Ok(remembered) => remembered,
             Err(unusable) => return dead_letter(out, &unusable),
         };
@@ -259,6 +251,22 @@ impl Task {
 /// it must be one for which nobody can make two ids meet.
 fn event_hash(event_id: &str) -> EventHash {
     *blake3::hash(event_id.as_bytes()).as_bytes().first_chunk().expect("a BLAKE3 hash has 32 bytes")
+}
+
+/// A ticket's entry as of now, from what is in the store; `None` where that is damaged.
+fn decode<'a>(
+    bytes: Option<&'a [u8]>,
+    offset: i64,
+    forgotten_before_ms: i64,
+    rule_set: &RuleSet,
+) -> Option<Entry<'a>> {
+    let Some(bytes) = bytes else { return Some(Entry::new(offset)) };
+    let mut entry = Entry::decode(bytes, rule_set)?;
+    if entry.forget(forgotten_before_ms) && entry.is_empty() {
+        // As if the sweep had been there already: what is remembered must not depend on when it runs.
+        entry = Entry::new(offset);
+    }
+    Some(entry)
 }
 
 /// An entry as the changelog gets it; `None` is a tombstone. It must fit there, which
