@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail};
 
-use crate::topology::Topology;
+use crate::topology::{KAFKA_RECORD_BYTES_MAX, Topology};
 use admin::{ASK_AGAIN, Cluster};
 use rights::Needed;
 
@@ -204,7 +204,7 @@ fn survey(cluster: &Cluster, topology: &Topology, needed: Needed) -> Result<(Pla
         .map(|wanted| {
             let found = found.get(&wanted.name);
             if let Some(found) = found.filter(|_| wanted.role == Role::Raw) {
-                warnings.extend(compare::raw_warnings(&wanted, found));
+                warnings.extend(compare::raw_warnings(&wanted, found, topology.limits.entry_bytes_max));
             }
             Planned { standing: compare(&wanted, found), wanted }
         })
@@ -216,7 +216,7 @@ fn measure(raw: &Found) -> RawTopic {
     let number = |name: &str| raw.settings.get(name).and_then(|setting| setting.value.parse().ok());
     RawTopic {
         partitions: raw.partitions,
-        record_bytes_max: number("max.message.bytes").unwrap_or(wanted::KAFKA_RECORD_BYTES_MAX),
+        record_bytes_max: number("max.message.bytes").unwrap_or(KAFKA_RECORD_BYTES_MAX.into()),
         retention_ms: number("retention.ms").unwrap_or(-1),
     }
 }
