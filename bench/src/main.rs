@@ -280,7 +280,7 @@ fn by_workers(settings: &Settings) -> Vec<Variant> {
 
 /// A batch's bounds are out of the way, so that time alone decides.
 fn by_commits(settings: &Settings) -> Vec<Variant> {
-    let limits = "limits:\n  batch_records_max: 200000\n  batch_size_max: 256MiB\n  memory_max: 2GiB\n";
+    let limits = "limits:\n  batch_records_max: 200000\n  batch_size_max: 256MiB\n  memory_mb: 2048\n";
     [100, 5_000]
         .map(|commit_interval_ms| Variant {
             name: format!("pipeline, a commit every {commit_interval_ms} ms"),

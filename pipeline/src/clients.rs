@@ -32,15 +32,15 @@ pub struct Member {
 
 impl Member {
     /// A stage's worker in a slot of this process, of so many in all stages, with
-    /// its share of the memory: an eighth of the limit for all consumers' queues,
-    /// a quarter for all producers'.
+    /// its share of the memory: a thirty-second of the limit for all consumers' queues,
+    /// where a record takes half as much again as its bytes, and a quarter for all producers'.
     #[must_use]
     pub fn new(topology: &Topology, stage: Stage, instance: &str, slot: usize, workers: usize) -> Member {
         let share_kib = topology.limits.memory_mb.saturating_mul(1024) / workers.max(1);
         Member {
             id: stage.member_id(topology, instance, slot),
             group: stage.group(topology),
-            consumer_queue_kib: (share_kib / 8).clamp(1024, 512 * 1024),
+            consumer_queue_kib: (share_kib / 32).clamp(1024, 512 * 1024),
             producer_queue_kib: (share_kib / 4).clamp(4 * 1024, 1024 * 1024),
         }
     }
@@ -66,9 +66,14 @@ pub fn consumer(topology: &Topology, member: &Member) -> ClientConfig {
     config.set("partition.assignment.strategy", "cooperative-sticky");
     // Longer than a broker takes to restart, or every restart moves partitions.
     config.set("session.timeout.ms", "45000");
+    // How soon a member hears of a rebalance, and so how long another waits for its partitions:
+    // twice, for a cooperative rebalance has two rounds.
+    config.set("heartbeat.interval.ms", "500");
     config.set("max.poll.interval.ms", "600000");
     config.set("queued.max.messages.kbytes", member.consumer_queue_kib.to_string());
     config.set("fetch.max.bytes", (member.consumer_queue_kib * 1024).min(50 * 1024 * 1024).to_string());
+    // Compressed, and for each partition: it is what the queue may be exceeded by.
+    config.set("max.partition.fetch.bytes", "262144");
     // With a small local queue the default of a second leaves the worker idle.
     config.set("fetch.queue.backoff.ms", "10");
     set_all(&mut config, &topology.kafka.properties);
@@ -265,7 +270,14 @@ impl Reason {
 }
 
 impl ClientContext for Reason {
-    fn log(&self, _level: RDKafkaLogLevel, _facility: &str, _text: &str) {}
+    fn log(&self, _level: RDKafkaLogLevel, facility: &str, text: &str) {
+        // Of a connection that was merely closed there is no error.
+        if facility == "FAIL" {
+            let text = text.split_once("]: ").map_or(text, |(_thread, text)| text);
+            let transport = RDKafkaErrorCode::BrokerTransportFailure;
+            self.said().get_or_insert_with(|| (transport, text.to_owned()));
+        }
+    }
 
     fn error(&self, error: KafkaError, reason: &str) {
         use RDKafkaErrorCode::{AllBrokersDown, Authentication, SSL};

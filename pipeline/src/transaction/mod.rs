@@ -49,6 +49,8 @@ pub struct Producer {
     input_topic: String,
     group: String,
     transactional_id: String,
+    /// A larger value is never taken into the queue.
+    queue_bytes: usize,
     /// After an end that took longer, a request of it that was given up and sent again may still
     /// arrive, and decide the next transaction; a new producer's epoch fences that.
     end_time_max: Duration,
@@ -127,13 +129,18 @@ impl Producer {
             rekeyed: (topology.source.keyed_by == KeyedBy::Nothing)
                 .then(|| route(topology.rekeyed_topic.as_str())),
         };
-        let client = Client::connect(config, Deliveries::new(partitions), &names)?;
+        // These carry raw records as they came, and the raw topic's limit counts compressed bytes.
+        let is_untouched = |topic: &usize| *topic == routes.dead_letter || Some(*topic) == routes.rekeyed;
+        let untouched: Vec<usize> = (0..names.len()).filter(is_untouched).collect();
+        let client = Client::connect(config, Deliveries::new(partitions), &names, &untouched)?;
+        let queue_kib = number(config, "queue.buffering.max.kbytes").unwrap_or(u64::MAX);
         Ok(Producer {
             client,
             routes,
             input_topic: stage.topic(topology).to_owned(),
             group: stage.group(topology),
             transactional_id: config.get("transactional.id").unwrap_or_default().to_owned(),
+            queue_bytes: usize::try_from(queue_kib.saturating_mul(1024)).unwrap_or(usize::MAX),
             end_time_max: end_time_max(config),
             sent: 0,
             sent_bytes: 0,
@@ -430,6 +437,7 @@ impl Transaction<'_> {
         headers: impl ExactSizeIterator<Item = Header<'h>>,
     ) -> Result<(), Trouble> {
         let mut headers = OutgoingHeaders::new(headers);
+        let (value_bytes, queue_bytes) = (record.value.map_or(0, <[u8]>::len), self.producer.queue_bytes);
         let started = Instant::now();
         loop {
             match self.producer.client.produce(record, &mut headers) {
@@ -439,6 +447,13 @@ impl Transaction<'_> {
                         [record.key, record.value].into_iter().flatten().map(<[u8]>::len).sum::<usize>();
                     crash::at(Step::Send);
                     return Ok(());
+                }
+                RDKafkaErrorCode::QueueFull if value_bytes > queue_bytes => {
+                    return Err(Trouble::Stop(anyhow!(
+                        "send a record of {value_bytes} bytes to {}: the producer's queue holds {queue_bytes}; raise \
+                         limits.memory_mb",
+                        self.producer.client.topic_name(record.topic)
+                    )));
                 }
                 RDKafkaErrorCode::QueueFull if started.elapsed() < QUEUE_FULL_TIME_MAX => {
                     std::thread::sleep(Duration::from_millis(1));
@@ -457,11 +472,13 @@ impl Transaction<'_> {
 /// Two thirds of the time after which librdkafka gives a request up: `socket.timeout.ms`, for
 /// which a transactional producer takes no more than `transaction.timeout.ms`.
 fn end_time_max(config: &ClientConfig) -> Duration {
-    let of =
-        |name, default_ms| config.get(name).and_then(|value| value.trim().parse().ok()).unwrap_or(default_ms);
-    let given_up_ms: u64 =
-        of("socket.timeout.ms", SOCKET_TIMEOUT_MS).min(of("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS));
-    Duration::from_millis(given_up_ms * 2 / 3)
+    let socket_ms = number(config, "socket.timeout.ms").unwrap_or(SOCKET_TIMEOUT_MS);
+    let transaction_ms = number(config, "transaction.timeout.ms").unwrap_or(TRANSACTION_TIMEOUT_MS);
+    Duration::from_millis(socket_ms.min(transaction_ms) * 2 / 3)
+}
+
+fn number(config: &ClientConfig, name: &str) -> Option<u64> {
+    config.get(name)?.trim().parse().ok()
 }
 
 impl Drop for Transaction<'_> {

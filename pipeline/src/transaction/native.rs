@@ -70,7 +70,13 @@ struct Heard {
 }
 
 impl Client {
-    pub(super) fn connect(config: &ClientConfig, deliveries: Deliveries, topics: &[&str]) -> Result<Client> {
+    /// The topics at these indices are compressed as much as Kafka can, whatever the others are.
+    pub(super) fn connect(
+        config: &ClientConfig,
+        deliveries: Deliveries,
+        topics: &[&str],
+        well_compressed: &[usize],
+    ) -> Result<Client> {
         let heard = Arc::new(Heard { deliveries, coordinator_losses: AtomicU64::new(0) });
         let native_config = config.create_native_config().context("configure the producer")?;
         let events = c::RD_KAFKA_EVENT_DR
@@ -94,7 +100,10 @@ impl Client {
         let native = client::Client::new(config, native_config, RDKafkaType::RD_KAFKA_PRODUCER, Logs)
             .context("create the producer")?;
         let native = Arc::new(native);
-        let topics = topics.iter().map(|name| Topic::new(&native, name)).collect::<Result<_>>()?;
+        let topics = topics.iter().enumerate();
+        let topics = topics
+            .map(|(index, name)| Topic::new(&native, name, well_compressed.contains(&index)))
+            .collect::<Result<_>>()?;
         let events = Events::listen(&native).context("start the producer's thread")?;
         Ok(Client { topics, _events: events, native, heard })
     }
@@ -268,7 +277,8 @@ unsafe extern "C" fn on_acknowledgement(
             if record.err == NO_ERROR { RDKafkaErrorCode::OffsetNotAvailable } else { record.err.into() };
         // SAFETY: a record's topic lives as long as the record, and its name with it.
         let topic = unsafe { CStr::from_ptr(c::rd_kafka_topic_name(record.rkt)) };
-        let place = format!("{} [{}]", topic.to_string_lossy(), record.partition);
+        let bytes = record.len + record.key_len;
+        let place = format!("{} [{}], a record of {bytes} bytes", topic.to_string_lossy(), record.partition);
         deliveries.failed(code, &place);
     }
     NO_ERROR
@@ -410,10 +420,22 @@ impl Drop for Membership {
 struct Topic(*mut c::rd_kafka_topic_t);
 
 impl Topic {
-    fn new(native: &client::Client<Logs>, name: &str) -> Result<Topic> {
+    fn new(native: &client::Client<Logs>, name: &str, is_well_compressed: bool) -> Result<Topic> {
         let c_name = CString::new(name).map_err(|_| anyhow!("a topic's name {name:?} holds a zero"))?;
-        // SAFETY: the client outlives the handle: `Client` drops its topics first.
-        let topic = unsafe { c::rd_kafka_topic_new(native.native_ptr(), c_name.as_ptr(), ptr::null_mut()) };
+        let mut config = ptr::null_mut();
+        if is_well_compressed {
+            // SAFETY: the client is alive; the copy is ours until a topic is made of it. A null text takes no error.
+            let set = unsafe {
+                config = c::rd_kafka_default_topic_conf_dup(native.native_ptr());
+                let (name, codec) = (c"compression.codec".as_ptr(), c"zstd".as_ptr());
+                c::rd_kafka_topic_conf_set(config, name, codec, ptr::null_mut(), 0)
+            };
+            if set != c::rd_kafka_conf_res_t::RD_KAFKA_CONF_OK {
+                bail!("this librdkafka was built without zstd");
+            }
+        }
+        // SAFETY: the client outlives the handle: `Client` drops its topics first. It takes the configuration.
+        let topic = unsafe { c::rd_kafka_topic_new(native.native_ptr(), c_name.as_ptr(), config) };
         if topic.is_null() {
             bail!("{name:?} is no name for a topic");
         }

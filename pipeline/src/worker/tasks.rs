@@ -433,6 +433,11 @@ impl Running {
         task.store.flush_if_due(Instant::now())
     }
 
+    /// How much the open transaction has to remember, about.
+    pub(super) fn open_bytes(&mut self) -> usize {
+        self.work.task().map_or(0, |task| task.store.open_bytes())
+    }
+
     /// Whether there is something to commit.
     pub(super) fn has_moved(&self) -> bool {
         self.is_foreign || self.position != self.committed.position
