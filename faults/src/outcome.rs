@@ -157,7 +157,7 @@ pub(crate) fn table(outcomes: &[Value]) -> String {
         text += &format!(
             "| {case} | {} | {} | {} | {} | {} | {:.0} s | {} |\n",
             row.runs,
-            fired.join(", "),
+            fired.join("; "),
             row.raw_records,
             row.compared,
             row.aborted,
