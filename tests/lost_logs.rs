@@ -5,6 +5,8 @@
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::datasets::HISTORIES;
@@ -201,4 +203,52 @@ fn an_ids_log_that_is_cut_within_the_window_is_told_where_it_is_needed() {
     assert_eq!(log.lines("the ids log begins within the window").len(), 4, "{}", log.0);
     assert_eq!(log.total("duplicates"), 4, "{}", log.0);
     pipeline.assert_emitted_as_expected();
+}
+
+/// As a broker leaves it that has lost a transaction's markers in the ids log:
+/// the offset is committed, and the records that belong to it are not decided.
+fn hang(pipeline: &Pipeline) -> ThreadedProducer<DefaultProducerContext> {
+    let [changelog, ids] = pipeline.logs();
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", broker::address());
+    let producer: ThreadedProducer<DefaultProducerContext> = config
+        .clone()
+        .set("transactional.id", format!("{ids}-hanging"))
+        .set("transaction.timeout.ms", "300000")
+        .create()
+        .expect("a producer");
+    producer.init_transactions(wait::PATIENCE).expect("transactions");
+    producer.begin_transaction().expect("a transaction");
+    let record = BaseRecord::<(), [u8]>::to(ids).partition(0).payload(b"undecided");
+    producer.send(record).map_err(|(error, _)| error).expect("a record");
+    producer.flush(wait::PATIENCE).expect("it arrives");
+    let group: BaseConsumer = config.set("group.id", pipeline.group()).create().expect("a client");
+    let source = pipeline.topic("ticket.raw");
+    let metadata = format!("1 {} {}", pipeline.true_end(changelog, 0), pipeline.true_end(ids, 0));
+    let mut list = TopicPartitionList::new();
+    let mut place = list.add_partition(&source, 0);
+    place.set_offset(Offset::Offset(pipeline.end_of(0))).expect("an offset");
+    place.set_metadata(metadata);
+    wait::until("the group has no members, and an offset can be committed for it", || {
+        group.commit(&list, CommitMode::Sync).ok()
+    });
+    producer
+}
+
+#[test]
+fn a_hanging_transaction_ends_the_run_in_plain_words_and_what_they_advise_mends_it() {
+    let (pipeline, uids) = emitted("hanging");
+    let before = pipeline.emitted().len();
+    let hanging = hang(&pipeline);
+    pipeline.append(uids.iter().map(|uid| moved(uid, "waiting")));
+    let said = refused(&pipeline, "a transaction hangs");
+    let place = format!("hanging transaction: {} [0]", pipeline.logs()[1]);
+    assert!(said.contains(&place) && said.contains("--delete-offsets"), "{said}");
+
+    hanging.abort_transaction(wait::PATIENCE).expect("it is aborted");
+    pipeline.lose_disk("a");
+    forget_offsets(&pipeline);
+    pipeline.run_until_caught_up();
+    pipeline.assert_emitted_as_expected();
+    assert!(pipeline.emitted().len() > before);
 }

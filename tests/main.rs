@@ -47,5 +47,6 @@ mod security;
 mod shutdown;
 mod start;
 mod telemetry;
+mod too_large;
 mod topics;
 mod traces;

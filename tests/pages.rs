@@ -88,7 +88,9 @@ fn a_run_becomes_ready_and_tells_its_workers_tasks_positions_and_lag() {
     }
     for worker in status["workers"].as_array().expect("a list") {
         assert_eq!(worker["state"], "working");
-        assert_eq!(worker["lastTrouble"], Value::Null);
+        // A broker that has just started on a busy machine makes its producers wait.
+        let trouble = &worker["lastTrouble"]["what"];
+        assert!(trouble.is_null() || trouble == "the producer cannot begin yet", "{worker}");
         let committed = worker["commits"].as_u64() > Some(0);
         assert_eq!(worker["lastCommitAt"].is_string(), committed, "{worker}");
     }

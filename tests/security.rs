@@ -353,7 +353,7 @@ fn whoever_cannot_connect_is_told_why_and_what_to_do() {
                 let trusted = certified.lines().find(|line| line.starts_with("ssl.ca.location"));
                 trusted.expect("it is there")
             },
-            "certificate",
+            "ssl.certificate.location",
         ),
     ];
     // Each waits most of its time, so they do it side by side.

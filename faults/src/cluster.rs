@@ -1,84 +1,220 @@
 //! The brokers: real ones, started, killed and ended by `scripts/kafka`.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 
+use crate::mount::Mount;
 use crate::proxy::{self, Controls};
 
-/// A broker of our own; it is gone when this is dropped.
+/// Of one broker, which is also its own controller.
+const HEAP: &str = "-Xms128m -Xmx400m";
+/// The ports of a node: its own, the listener behind the proxy, the proxy, the controller.
+const PORTS: u16 = 4;
+const IN_SYNC_WITHIN: Duration = Duration::from_secs(120);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Brokers of our own; they are gone when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     script: PathBuf,
-    data: PathBuf,
-    port: u16,
-    properties: Vec<String>,
-    /// Its data and its log stay where they are.
+    nodes: Vec<Node>,
+    /// Their data and their logs stay where they are.
     keeps_data: bool,
 }
 
+#[derive(Debug)]
+struct Node {
+    port: u16,
+    data: PathBuf,
+    properties: Vec<String>,
+    /// The disk of its log, where it has one of its own.
+    disk: Option<Mount>,
+}
+
 impl Cluster {
-    /// Nothing is started yet.
-    pub(crate) fn new(project: &Path, folder: &Path, port: u16, keeps_data: bool) -> Result<Cluster> {
+    /// So many nodes, the first at this port; nothing is started yet. Three hold
+    /// every partition three times and acknowledge what two of them have.
+    pub(crate) fn new(
+        project: &Path,
+        folder: &Path,
+        port: u16,
+        nodes: u16,
+        keeps_data: bool,
+    ) -> Result<Cluster> {
         let script = project.join("scripts/kafka").canonicalize().context("find scripts/kafka")?;
-        // A second listener that is only known by the proxy's address.
-        let (proxied, proxy, controller) = (port + 1, port + 2, port + 3);
-        let properties = [
-            format!(
-                "listeners=PLAINTEXT://127.0.0.1:{port},PROXIED://127.0.0.1:{proxied},CONTROLLER://127.0.0.1:{controller}"
-            ),
-            format!("advertised.listeners=PLAINTEXT://127.0.0.1:{port},PROXIED://127.0.0.1:{proxy}"),
-            "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT"
-                .to_owned(),
-            format!("controller.quorum.voters=1@127.0.0.1:{controller}"),
-        ];
-        let data = folder.join(format!("kafka-{port}"));
-        Ok(Cluster { script, data, port, properties: properties.into(), keeps_data })
+        let port_of = |node: u16| port + PORTS * node;
+        let voters: Vec<String> =
+            (0..nodes).map(|node| format!("{}@127.0.0.1:{}", node + 1, port_of(node) + 3)).collect();
+        let voters = voters.join(",");
+        let nodes = (0..nodes).map(|node| {
+            let port = port_of(node);
+            // A second listener that is only known by the proxy's address.
+            let (proxied, proxy, controller) = (port + 1, port + 2, port + 3);
+            let mut properties = vec![
+                format!("node.id={}", node + 1),
+                format!(
+                    "listeners=PLAINTEXT://127.0.0.1:{port},PROXIED://127.0.0.1:{proxied},CONTROLLER://127.0.0.1:{controller}"
+                ),
+                format!("advertised.listeners=PLAINTEXT://127.0.0.1:{port},PROXIED://127.0.0.1:{proxy}"),
+                "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT"
+                    .to_owned(),
+                format!("controller.quorum.voters={voters}"),
+            ];
+            if nodes > 1 {
+                let internal = ["offsets.topic", "transaction.state.log", "share.coordinator.state.topic"];
+                properties.extend(internal.map(|topic| format!("{topic}.replication.factor={nodes}")));
+                properties.extend(
+                    ["transaction.state.log", "share.coordinator.state.topic"]
+                        .map(|topic| format!("{topic}.min.isr=2")),
+                );
+                properties.push(format!("default.replication.factor={nodes}"));
+                properties.push("min.insync.replicas=2".to_owned());
+            }
+            Node { port, data: folder.join(format!("kafka-{port}")), properties, disk: None }
+        });
+        let nodes = nodes.collect();
+        Ok(Cluster { script, nodes, keeps_data })
     }
 
-    /// The proxy, between its port and the broker's listener for it.
-    pub(crate) fn proxy(&self) -> Result<(String, Arc<Controls>)> {
-        let (proxied, proxy) = (self.port + 1, self.port + 2);
-        Ok((format!("127.0.0.1:{proxy}"), proxy::listen(proxy, proxied)?))
+    /// Deletes the data of nodes that are down, such as an earlier run has kept.
+    pub(crate) fn purge(&self) -> Result<()> {
+        for node in &self.nodes {
+            let output = self.command(node, "down").arg("--purge").output().context("start scripts/kafka")?;
+            ensure!(output.status.success(), "delete {:?}: {}", node.data, said(&output));
+        }
+        Ok(())
     }
 
-    /// `host:port`.
+    /// Puts the log of one node on a disk of its own; it is not to be up.
+    pub(crate) fn give_disk(&mut self, node: usize, mib: u64) -> Result<()> {
+        let node = self.nodes.get_mut(node).context("no such node")?;
+        node.disk = Some(Mount::of(&node.data.join("log"), mib)?);
+        Ok(())
+    }
+
+    /// The disk of one node, if it has one of its own.
+    pub(crate) fn disk(&self, node: usize) -> Result<&Mount> {
+        self.node(node)?.disk.as_ref().context("the node has no disk of its own")
+    }
+
+    /// The proxies, one before each node, and where they are found.
+    pub(crate) fn proxies(&self) -> Result<(String, Arc<Controls>)> {
+        let controls = Arc::new(Controls::default());
+        for (index, node) in self.nodes.iter().enumerate() {
+            proxy::listen(index, node.port + 2, node.port + 1, &controls)?;
+        }
+        Ok((self.addresses(2), controls))
+    }
+
+    /// `host:port` of all, for clients.
     pub(crate) fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        self.addresses(0)
     }
 
-    /// Starts the broker where it does not run, and waits until it answers.
+    fn addresses(&self, above: u16) -> String {
+        let addresses: Vec<String> =
+            self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port + above)).collect();
+        addresses.join(",")
+    }
+
+    /// How many nodes there are.
+    pub(crate) fn size(&self) -> usize {
+        self.nodes.len()
+    }
+
+    fn node(&self, node: usize) -> Result<&Node> {
+        self.nodes.get(node).context("no such node")
+    }
+
+    /// Starts those that do not run, and waits until all answer.
     pub(crate) fn up(&self) -> Result<f64> {
         let began = Instant::now();
-        let mut arguments = vec!["up".to_owned()];
-        for property in &self.properties {
-            arguments.extend(["--property".to_owned(), property.clone()]);
+        // Side by side, for one of three does not answer before a second is there.
+        let starting: Vec<Child> = self.nodes.iter().map(|node| self.start(node)).collect::<Result<_>>()?;
+        for child in starting {
+            let output = child.wait_with_output()?;
+            ensure!(output.status.success(), "start the brokers: {}", said(&output));
         }
-        self.script(&arguments)?;
         Ok(began.elapsed().as_secs_f64())
     }
 
-    /// kill -9.
-    pub(crate) fn kill(&self) -> Result<()> {
-        self.script(&["kill".to_owned()])
+    fn start(&self, node: &Node) -> Result<Child> {
+        let mut command = self.command(node, "up");
+        for property in &node.properties {
+            command.args(["--property", property]);
+        }
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("start scripts/kafka")
+    }
+
+    /// kill -9, at once.
+    pub(crate) fn kill(&self, node: usize) -> Result<()> {
+        let node = self.node(node)?;
+        let pid = std::fs::read_to_string(node.data.join("pid")).context("read the broker's process id")?;
+        let killed = Command::new("kill").args(["-KILL", pid.trim()]).status()?;
+        ensure!(killed.success(), "kill broker process {pid}");
+        // What is left to do is to wait for its end, and to forget its process id.
+        self.script(node, "down")
     }
 
     /// A clean end, with its data kept.
-    pub(crate) fn down(&self) -> Result<()> {
-        self.script(&["down".to_owned()])
+    pub(crate) fn down(&self, node: usize) -> Result<()> {
+        self.script(self.node(node)?, "down")
     }
 
-    /// How often the broker has skipped the markers of a transaction that it had
-    /// acknowledged, as it says itself: its own defect after a kill -9 of a single
-    /// node. What was committed is then not readable, or reads as aborted.
+    /// Waits until a node has ended by itself.
+    pub(crate) fn ends_by_itself(&self, node: usize, within: Duration) -> Result<bool> {
+        let node = self.node(node)?;
+        let began = Instant::now();
+        // It says so by its exit code, and there is no process any more.
+        while began.elapsed() < within {
+            let status = self.command(node, "status").output().context("start scripts/kafka")?;
+            if said(&status).contains("is down") {
+                return Ok(true);
+            }
+            std::thread::sleep(LOOK);
+        }
+        Ok(false)
+    }
+
+    /// Waits until every replica of every partition is in sync: another node may fall then.
+    pub(crate) fn wait_in_sync(&self) -> Result<()> {
+        let client: BaseConsumer =
+            ClientConfig::new().set("bootstrap.servers", self.address()).create().context("make a client")?;
+        let began = Instant::now();
+        loop {
+            let behind = client.fetch_metadata(None, ANSWER_TIMEOUT).map(|metadata| {
+                let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
+                partitions.filter(|one| one.isr().len() < one.replicas().len() || one.leader() < 0).count()
+            });
+            match behind {
+                Ok(0) => return Ok(()),
+                _ if began.elapsed() < IN_SYNC_WITHIN => std::thread::sleep(LOOK),
+                behind => return Err(anyhow!("partitions that are not in sync: {behind:?}")),
+            }
+        }
+    }
+
+    /// How often brokers have skipped the markers of a transaction that they had
+    /// acknowledged, as they say themselves: their own defect after a kill -9 of a
+    /// single node. What was committed is then not readable.
     pub(crate) fn markers_skipped(&self) -> u64 {
-        let log = std::fs::read_to_string(self.data.join("kafka.log")).unwrap_or_default();
-        let is_skip =
-            |line: &&str| line.contains("Couldn't find leader endpoint") && line.contains("skipped");
-        log.lines().filter(is_skip).count() as u64
+        self.lines(&["Couldn't find leader endpoint", "skipped"])
+    }
+
+    /// How many lines of the nodes' logs hold all these words.
+    pub(crate) fn lines(&self, words: &[&str]) -> u64 {
+        let lines = |node: &Node| {
+            let log = std::fs::read_to_string(node.data.join("kafka.log")).unwrap_or_default();
+            log.lines().filter(|line| words.iter().all(|word| line.contains(word))).count() as u64
+        };
+        self.nodes.iter().map(lines).sum()
     }
 
     /// One of Kafka's own tools; what it says.
@@ -94,24 +230,39 @@ impl Cluster {
         Ok(said)
     }
 
-    fn script(&self, arguments: &[String]) -> Result<()> {
-        let output = Command::new(&self.script)
-            .args(arguments)
-            .args(["--port", &self.port.to_string(), "--data"])
-            .arg(&self.data)
-            .env("KAFKA_HEAP_OPTS", "-Xms256m -Xmx1g")
-            .output()
-            .context("start scripts/kafka")?;
-        ensure!(output.status.success(), "scripts/kafka {arguments:?}: {}", said(&output));
+    fn command(&self, node: &Node, verb: &str) -> Command {
+        let mut command = Command::new(&self.script);
+        command
+            .args([verb, "--port", &node.port.to_string(), "--data"])
+            .arg(&node.data)
+            .env("KAFKA_HEAP_OPTS", HEAP)
+            .stdin(Stdio::null());
+        if verb == "up" && self.nodes.len() > 1 {
+            // One cluster, though each formats its own disk.
+            command.args(["--cluster-id", "ticketFaults00000000AA"]);
+        }
+        command
+    }
+
+    fn script(&self, node: &Node, verb: &str) -> Result<()> {
+        let output = self.command(node, verb).output().context("start scripts/kafka")?;
+        ensure!(output.status.success(), "scripts/kafka {verb}: {}", said(&output));
         Ok(())
     }
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        let mut arguments = vec!["down".to_owned()];
-        arguments.extend((!self.keeps_data).then(|| "--purge".to_owned()));
-        if let Err(error) = self.script(&arguments) {
+        for index in 0..self.nodes.len() {
+            if let Err(error) = self.down(index) {
+                eprintln!("{error:#}");
+            }
+        }
+        // Only what is no disk of its own can be deleted.
+        self.nodes.iter_mut().for_each(|node| node.disk = None);
+        if !self.keeps_data
+            && let Err(error) = self.purge()
+        {
             eprintln!("{error:#}");
         }
     }

@@ -108,6 +108,17 @@ pub(crate) fn read(path: &Path) -> Result<Vec<Value>> {
     text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 
+/// What stands around the table in a document.
+const MARKS: [&str; 2] = ["<!-- scripts/faults table -->\n", "<!-- end -->\n"];
+
+/// A document with its table exchanged.
+pub(crate) fn put(text: &str, table: &str) -> Result<String> {
+    let [begin, end] = MARKS;
+    let (before, rest) = text.split_once(begin).with_context(|| format!("it lacks the line {begin:?}"))?;
+    let (_, after) = rest.split_once(end).with_context(|| format!("it lacks the line {end:?}"))?;
+    Ok([before, begin, "\n", table, "\n", end, after].concat())
+}
+
 #[derive(Default)]
 struct Row {
     runs: u64,
@@ -155,4 +166,21 @@ pub(crate) fn table(outcomes: &[Value]) -> String {
         );
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_adds_up_what_was_run_and_takes_its_place() {
+        let run =
+            |wrong: Value| json!({"case": "kill", "fired": {"kill -9": 20}, "compared": 7, "wrong": wrong});
+        let table = table(&[run(json!([])), run(json!(["lost"]))]);
+        assert_eq!(table.lines().last(), Some("| kill | 2 | kill -9: 40 | 0 | 14 | 0 | 0 s | 1 |"));
+        let [begin, end] = MARKS;
+        let text = format!("a\n{begin}old\n{end}b\n");
+        assert_eq!(put(&text, &table).unwrap(), format!("a\n{begin}\n{table}\n{end}b\n"));
+        assert!(put("no marks", &table).is_err());
+    }
 }

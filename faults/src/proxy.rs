@@ -1,4 +1,4 @@
-//! A TCP proxy between the pipeline and the broker that knows just enough of
+//! A TCP proxy between the pipeline and each broker that knows just enough of
 //! Kafka's protocol to tell which request a reply is for.
 //!
 //! A frame is a length and that many bytes. A request begins with its kind, its
@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -26,6 +26,10 @@ pub(crate) const KINDS: [(i16, &str); 7] = [
 
 /// No frame of ours is longer: the broker refuses those.
 const FRAME_BYTES_MAX: usize = 104_857_600;
+/// A throttled frame passes in pieces.
+const PIECE_BYTES: usize = 4_096;
+/// Whoever set a trap lets go before, or is gone.
+const HELD_AT_MOST: Duration = Duration::from_secs(60);
 
 /// What is to be done to the connections.
 #[derive(Debug, Default)]
@@ -39,12 +43,97 @@ pub(crate) struct Controls {
     is_frozen: AtomicBool,
     /// Each frame is held up for so long.
     delay_ms: AtomicU64,
+    /// So many bytes a second pass in each direction of a connection; 0 for all.
+    bytes_per_s: AtomicU64,
+    trap: Mutex<Trap>,
+    trap_changed: Condvar,
     dropped: AtomicU64,
     passed: AtomicU64,
     connections: Mutex<Vec<[TcpStream; 2]>>,
 }
 
+/// Where a request is on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// The broker has not seen it yet.
+    Asked,
+    /// The broker has done it, and the client does not know yet.
+    Answered,
+}
+
+/// A frame that is waited for, and then held until the trap is opened.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Trap {
+    #[default]
+    Open,
+    Set(i16, Moment),
+    /// The node whose frame it is.
+    Caught(usize),
+}
+
 impl Controls {
+    /// Waits for the next request of a kind at this moment, and holds it there
+    /// until [`Controls::let_go`]. The node that it concerns; `None`: there was none in time.
+    pub(crate) fn catch(&self, kind: i16, moment: Moment, within: Duration) -> Option<usize> {
+        *self.trap() = Trap::Set(kind, moment);
+        let is_open = |trap: &mut Trap| !matches!(trap, Trap::Caught(_));
+        let (trap, _) = self
+            .trap_changed
+            .wait_timeout_while(self.trap(), within, is_open)
+            .unwrap_or_else(PoisonError::into_inner);
+        let caught = *trap;
+        drop(trap);
+        match caught {
+            Trap::Caught(node) => Some(node),
+            Trap::Open | Trap::Set(..) => {
+                self.let_go();
+                None
+            }
+        }
+    }
+
+    /// What was caught passes.
+    pub(crate) fn let_go(&self) {
+        *self.trap() = Trap::Open;
+        self.trap_changed.notify_all();
+    }
+
+    fn trap(&self) -> MutexGuard<'_, Trap> {
+        self.trap.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fall_into_trap(&self, node: usize, kind: i16, moment: Moment) {
+        let mut trap = self.trap();
+        if *trap != Trap::Set(kind, moment) {
+            return;
+        }
+        *trap = Trap::Caught(node);
+        self.trap_changed.notify_all();
+        let is_caught = |trap: &mut Trap| matches!(trap, Trap::Caught(_));
+        let released = self.trap_changed.wait_timeout_while(trap, HELD_AT_MOST, is_caught);
+        drop(released.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// So many bytes a second pass in each direction of a connection; 0 for all.
+    pub(crate) fn throttle(&self, bytes_per_s: u64) {
+        self.bytes_per_s.store(bytes_per_s, Ordering::SeqCst);
+    }
+
+    /// Hands a frame on, as fast as it may.
+    fn write(&self, frame: &[u8], to: &mut TcpStream) -> std::io::Result<()> {
+        let began = Instant::now();
+        let mut written = 0;
+        for piece in frame.chunks(PIECE_BYTES) {
+            to.write_all(piece)?;
+            written += piece.len() as u64;
+            let bytes_per_s = self.bytes_per_s.load(Ordering::SeqCst);
+            if let Some(due_ms) = (written * 1_000).checked_div(bytes_per_s) {
+                std::thread::sleep(Duration::from_millis(due_ms).saturating_sub(began.elapsed()));
+            }
+        }
+        Ok(())
+    }
+
     /// Drops the next replies to requests of a kind. The broker has done what
     /// was asked; the client cannot know.
     pub(crate) fn drop_replies(&self, kind: i16, times: i64, stays_open: bool) {
@@ -96,7 +185,15 @@ impl Controls {
         std::thread::sleep(Duration::from_millis(self.delay_ms.load(Ordering::SeqCst)));
     }
 
-    /// Whether the reply to a request of this kind is to be dropped.
+    /// What becomes of a reply to a request of this kind.
+    fn fate(&self, kind: i16) -> Fate {
+        if !self.takes(kind) {
+            return Fate::Passes;
+        }
+        self.dropped.fetch_add(1, Ordering::SeqCst);
+        if self.stays_open.load(Ordering::SeqCst) { Fate::IsDropped } else { Fate::Cuts }
+    }
+
     fn takes(&self, kind: i16) -> bool {
         if self.kind.load(Ordering::SeqCst) != i64::from(kind) {
             return false;
@@ -107,27 +204,26 @@ impl Controls {
     }
 }
 
-/// Listens on one port for as long as the process lives, and hands all to another.
-pub(crate) fn listen(port: u16, broker: u16) -> Result<Arc<Controls>> {
+/// Listens on one port for as long as the process lives, and hands all to a node's.
+pub(crate) fn listen(node: usize, port: u16, broker: u16, controls: &Arc<Controls>) -> Result<()> {
     let listener =
         TcpListener::bind(("127.0.0.1", port)).with_context(|| format!("listen on port {port}"))?;
-    let controls = Arc::new(Controls::default());
-    let shared = Arc::clone(&controls);
+    let shared = Arc::clone(controls);
     std::thread::Builder::new().name("proxy".into()).spawn(move || {
         for client in listener.incoming().flatten() {
             // A broker that is down refuses: so does the proxy, by closing.
             let Ok(broker) = TcpStream::connect(("127.0.0.1", broker)) else { continue };
-            if let Err(error) = connect(client, broker, &shared) {
+            if let Err(error) = connect(node, client, broker, &shared) {
                 eprintln!("proxy: {error:#}");
             }
         }
     })?;
-    Ok(controls)
+    Ok(())
 }
 
 type Asked = Arc<Mutex<HashMap<i32, i16>>>;
 
-fn connect(client: TcpStream, broker: TcpStream, controls: &Arc<Controls>) -> Result<()> {
+fn connect(node: usize, client: TcpStream, broker: TcpStream, controls: &Arc<Controls>) -> Result<()> {
     client.set_nodelay(true)?;
     broker.set_nodelay(true)?;
     let pair = [client.try_clone()?, broker.try_clone()?];
@@ -137,11 +233,19 @@ fn connect(client: TcpStream, broker: TcpStream, controls: &Arc<Controls>) -> Re
     let (to_broker, from_client) = (broker.try_clone()?, client.try_clone()?);
     let noted = Arc::clone(&asked);
     std::thread::spawn(move || {
-        let passes = |frame: &[u8]| note(frame, &noted);
+        let passes = |frame: &[u8]| {
+            let kind = note(frame, &noted);
+            kind.into_iter().for_each(|kind| requests.fall_into_trap(node, kind, Moment::Asked));
+            Fate::Passes
+        };
         forward(from_client, to_broker, &requests, passes);
     });
     std::thread::spawn(move || {
-        let passes = |frame: &[u8]| answers(frame, &asked, &replies);
+        let passes = |frame: &[u8]| {
+            let Some(kind) = answered(frame, &asked) else { return Fate::Passes };
+            replies.fall_into_trap(node, kind, Moment::Answered);
+            replies.fate(kind)
+        };
         forward(broker, client, &replies, passes);
     });
     Ok(())
@@ -163,7 +267,7 @@ fn forward(mut from: TcpStream, mut to: TcpStream, controls: &Controls, passes: 
         match passes(&frame) {
             Fate::Passes => {
                 controls.passed.fetch_add(1, Ordering::SeqCst);
-                if to.write_all(&frame).is_err() {
+                if controls.write(&frame, &mut to).is_err() {
                     break;
                 }
             }
@@ -192,22 +296,18 @@ fn number<const N: usize>(frame: &[u8], at: usize) -> Option<[u8; N]> {
     frame.get(at..)?.first_chunk().copied()
 }
 
-fn note(frame: &[u8], asked: &Asked) -> Fate {
-    if let (Some(kind), Some(id)) = (number(frame, 4), number(frame, 8)) {
-        let mut asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
-        asked.insert(i32::from_be_bytes(id), i16::from_be_bytes(kind));
-    }
-    Fate::Passes
+/// The kind of a request, kept for its reply.
+fn note(frame: &[u8], asked: &Asked) -> Option<i16> {
+    let kind = number(frame, 4).map(i16::from_be_bytes)?;
+    let id = number(frame, 8).map(i32::from_be_bytes)?;
+    asked.lock().unwrap_or_else(PoisonError::into_inner).insert(id, kind);
+    Some(kind)
 }
 
-fn answers(frame: &[u8], asked: &Asked, controls: &Controls) -> Fate {
-    let id = number(frame, 4).map(i32::from_be_bytes);
-    let kind = id.and_then(|id| asked.lock().unwrap_or_else(PoisonError::into_inner).remove(&id));
-    if !kind.is_some_and(|kind| controls.takes(kind)) {
-        return Fate::Passes;
-    }
-    controls.dropped.fetch_add(1, Ordering::SeqCst);
-    if controls.stays_open.load(Ordering::SeqCst) { Fate::IsDropped } else { Fate::Cuts }
+/// The kind of request that a reply is for.
+fn answered(frame: &[u8], asked: &Asked) -> Option<i16> {
+    let id = number(frame, 4).map(i32::from_be_bytes)?;
+    asked.lock().unwrap_or_else(PoisonError::into_inner).remove(&id)
 }
 
 #[cfg(test)]
@@ -228,10 +328,28 @@ mod tests {
         let (asked, controls) = (Asked::default(), Controls::default());
         controls.drop_replies(26, 2, true);
         for (id, kind) in [(1, 26), (2, 0), (3, 26), (4, 26)] {
-            assert_eq!(note(&request(kind, id), &asked), Fate::Passes);
+            assert_eq!(note(&request(kind, id), &asked), Some(kind));
         }
-        let fates: Vec<Fate> = (1..=4).map(|id| answers(&reply(id), &asked, &controls)).collect();
+        let fate = |id| controls.fate(answered(&reply(id), &asked).unwrap());
+        let fates: Vec<Fate> = (1..=4).map(fate).collect();
         assert_eq!(fates, [Fate::IsDropped, Fate::Passes, Fate::IsDropped, Fate::Passes]);
         assert_eq!((controls.dropped(), controls.drop_no_more()), (2, 0));
+    }
+
+    #[test]
+    fn a_request_is_held_where_it_is_waited_for() {
+        let controls = Controls::default();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !matches!(*controls.trap(), Trap::Set(..)) {
+                    std::thread::yield_now();
+                }
+                controls.fall_into_trap(1, 26, Moment::Asked);
+                controls.fall_into_trap(2, 26, Moment::Answered);
+            });
+            assert_eq!(controls.catch(26, Moment::Answered, HELD_AT_MOST), Some(2));
+            controls.let_go();
+        });
+        assert_eq!(controls.catch(26, Moment::Asked, Duration::from_millis(1)), None);
     }
 }

@@ -113,6 +113,9 @@ pub fn producer(topology: &Topology, member: &Member) -> ClientConfig {
     config.set("queue.buffering.max.kbytes", member.producer_queue_kib.to_string());
     config.set("queue.buffering.max.messages", "1000000");
     config.set("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS.to_string());
+    // librdkafka waits for a group's coordinator that has left the cluster until the state of any connection changes,
+    // which may be never. It is longer than a coordinator's loss counts after a commit.
+    config.set("connections.max.idle.ms", "30000");
     set_all(&mut config, &topology.kafka.properties);
     set_all(&mut config, &topology.kafka.producer);
     config.set("transactional.id", &member.id);
@@ -269,7 +272,14 @@ impl Reason {
 }
 
 impl ClientContext for Reason {
-    fn log(&self, _level: RDKafkaLogLevel, _facility: &str, _text: &str) {}
+    fn log(&self, _level: RDKafkaLogLevel, facility: &str, text: &str) {
+        // Of a connection that was merely closed there is no error.
+        if facility == "FAIL" {
+            let text = text.split_once("]: ").map_or(text, |(_thread, text)| text);
+            let transport = RDKafkaErrorCode::BrokerTransportFailure;
+            self.said().get_or_insert_with(|| (transport, text.to_owned()));
+        }
+    }
 
     fn error(&self, error: KafkaError, reason: &str) {
         use RDKafkaErrorCode::{AllBrokersDown, Authentication, SSL};

@@ -7,11 +7,13 @@
 //!  topology    what is read, derived and written, as a validated value
 //!  record      bytes at topic, partition, offset: what comes in, what goes out
 //!  scan        finds the bytes at which a JSON string must look
+//!  grammar     what is JSON, and where in it each value stands
 //!  json        bytes to a strict, borrowed JSON document
 //!  number      numbers exactly
 //!  canonical   which JSON values are equal
 //!  timestamp   envelope timestamps in milliseconds
 //!  envelope    bytes of a raw record to an envelope, or the reason why not
+//!  field       what one JSON value says of an identity, a set, a map
 //!  ticket      what a ticket says of each tracked field
 //!  derive      what changed: one verdict for each rule
 //!  announcement native specifics and their derived twins
@@ -52,6 +54,8 @@ pub mod record;
 
 pub mod scan;
 
+pub mod grammar;
+
 pub mod json;
 
 pub mod number;
@@ -61,6 +65,8 @@ pub mod canonical;
 pub mod timestamp;
 
 pub mod envelope;
+
+pub mod field;
 
 pub mod ticket;
 

@@ -150,14 +150,8 @@ impl Task {
         let is_ours = !matches!(role, Role::Other);
         let bytes = if is_ours { self.store.entry(envelope.uid.as_bytes())? } else { None };
         let damaged = || format!("decode the entry of ticket \"{}\"", envelope.uid);
-        let mut entry = match &bytes {
-            Some(bytes) => Entry::decode(bytes, &self.rule_set).with_context(damaged)?,
-            None => Entry::new(record.offset),
-        };
-        if entry.forget(forgotten_before_ms) && entry.is_empty() {
-            // As if the sweep had been there already: what is remembered must not depend on when it runs.
-            entry = Entry::new(record.offset);
-        }
+        let mut entry = decode(bytes.as_deref(), record.offset, forgotten_before_ms, &self.rule_set)
+            .with_context(damaged)?;
         let transition = transition::happen(
             topology,
             &self.rule_set.reader,
@@ -169,12 +163,19 @@ impl Task {
         )
         .with_context(damaged)?;
 
+        entry.written_at = record.offset;
+        let encode = || encode(&entry, &envelope.uid, &self.rule_set, topology.limits.entry_bytes_max);
+        let remembered = match transition.entry_changed.then(encode).transpose() {
+            Ok(remembered) => remembered,
+            Err(unusable) => return dead_letter(out, &unusable),
+        };
         let mut emission = Emission {
             topology,
             envelope: &envelope,
             record: &raw,
             partitions: self.partitions,
             part_bytes_max,
+            is_measuring: false,
             truncated: 0,
         };
         if let Err(unusable) = emission.emit(&transition, &mut self.value, out, part) {
@@ -189,9 +190,7 @@ impl Task {
             truncated: emission.truncated,
         };
 
-        if transition.entry_changed {
-            entry.written_at = record.offset;
-            let bytes = (!entry.is_empty()).then(|| entry.encode(&self.rule_set));
+        if let Some(bytes) = remembered {
             self.store.put_entry(envelope.uid.as_bytes(), bytes);
         }
         self.store.see(id, Seen { offset: record.offset, timestamp_ms: record.timestamp_ms });
@@ -254,6 +253,50 @@ fn event_hash(event_id: &str) -> EventHash {
     *blake3::hash(event_id.as_bytes()).as_bytes().first_chunk().expect("a BLAKE3 hash has 32 bytes")
 }
 
+/// A ticket's entry as of now, from what is in the store; `None` where that is damaged.
+fn decode<'a>(
+    bytes: Option<&'a [u8]>,
+    offset: i64,
+    forgotten_before_ms: i64,
+    rule_set: &RuleSet,
+) -> Option<Entry<'a>> {
+    let Some(bytes) = bytes else { return Some(Entry::new(offset)) };
+    let mut entry = Entry::decode(bytes, rule_set)?;
+    if entry.forget(forgotten_before_ms) && entry.is_empty() {
+        // As if the sweep had been there already: what is remembered must not depend on when it runs.
+        entry = Entry::new(offset);
+    }
+    Some(entry)
+}
+
+/// An entry as the changelog gets it; `None` is a tombstone. It must fit there, which
+/// hangs on its bytes alone and not on how they compress: then it is decided alike
+/// wherever the record is read.
+fn encode(
+    entry: &Entry<'_>,
+    uid: &str,
+    rule_set: &RuleSet,
+    limit: usize,
+) -> Result<Option<Vec<u8>>, Unusable> {
+    let encoded = (!entry.is_empty()).then(|| entry.encode(rule_set));
+    let bytes = uid.len() + encoded.as_ref().map_or(0, Vec::len);
+    if bytes <= limit {
+        return Ok(encoded);
+    }
+    let waiting = entry.waiting.len();
+    let why = format!(
+        "what would be remembered of the ticket, {waiting} announcements that wait for their twin among it, has {bytes} \
+         bytes; limits.entry_size_max is {limit}"
+    );
+    Err(Unusable { code: Code::PayloadTooLarge, why })
+}
+
+/// What a record takes beside its key, its value and its headers at most, and what each header does.
+const FRAME_BYTES_MAX: usize = 256;
+const HEADER_FRAME_BYTES_MAX: usize = 10;
+/// So many headers are ours at most; the others are the source's.
+const OWN_HEADERS_MAX: usize = 32;
+
 /// A derived event whose value is written.
 struct Written<'t> {
     name: &'t str,
@@ -267,6 +310,8 @@ struct Emission<'a> {
     record: &'a RawRecord<'a>,
     partitions: i32,
     part_bytes_max: usize,
+    /// What is made is only looked at, and made again later.
+    is_measuring: bool,
     truncated: u32,
 }
 
@@ -280,6 +325,7 @@ impl<'a> Emission<'a> {
     ) -> Result<(), Unusable> {
         if !transition.dropped {
             self.forward(transition.late, out)?;
+            self.check_emitted(out.size_bytes())?;
         }
         let snapshot = transition.previous_snapshot;
         let total = transition.derived.len();
@@ -287,15 +333,21 @@ impl<'a> Emission<'a> {
         // What fits into the first part.
         for (position, event) in events.by_ref() {
             self.derive(event, (position, total), snapshot, value, out)?;
+            self.check_emitted(out.size_bytes())?;
             if out.size_bytes() >= self.part_bytes_max {
                 break;
             }
         }
         let rest = events.clone();
+        let (mut emitted_bytes, mut measured) = (out.size_bytes(), Outbox::default());
+        self.is_measuring = true;
         for (position, event) in events {
-            let Some(written) = self.write(event, (position, total), snapshot, value) else { continue };
-            self.fit(value, written.name, Spare::Change)?;
+            measured.clear();
+            self.derive(event, (position, total), snapshot, value, &mut measured)?;
+            emitted_bytes += measured.size_bytes();
+            self.check_emitted(emitted_bytes)?;
         }
+        self.is_measuring = false;
         for (position, event) in rest {
             if out.size_bytes() >= self.part_bytes_max {
                 part(out);
@@ -316,8 +368,10 @@ impl<'a> Emission<'a> {
         let copies =
             [(Destination::Event(envelope.event_type), Origin::Forwarded), (Destination::Late, Origin::Late)];
         for (destination, origin) in copies.into_iter().take(1 + usize::from(late)) {
+            let before = out.size_bytes();
             out.push(&self.draft(destination, origin, value));
             headers.of_forwarded(out, pointers);
+            self.check_record(out.size_bytes() - before, &envelope.event_name)?;
         }
         Ok(())
     }
@@ -337,10 +391,35 @@ impl<'a> Emission<'a> {
         let cut = self.cut(value, &id, name, Spare::Change)?;
         let value = cut.as_ref().map_or(&*value, |cut| &cut.value);
         let pointers = cut.as_ref().map(|cut| cut.pointers.as_slice());
+        let before = out.size_bytes();
         out.push(&self.draft(Destination::Event(event.event_type), Origin::Derived, value));
         let headers = Headers { envelope, record, cloudevents: self.topology.policies.cloudevents };
         headers.of_derived(out, name, &id, pointers);
-        Ok(())
+        self.check_record(out.size_bytes() - before, name)
+    }
+
+    /// Key and headers are not cut, and the topic measures them too.
+    fn check_record(&self, bytes: usize, name: &str) -> Result<(), Unusable> {
+        let headers = self.record.headers.len() + OWN_HEADERS_MAX;
+        let bytes_max = bytes + HEADER_FRAME_BYTES_MAX * headers + FRAME_BYTES_MAX;
+        let limit = self.topology.limits.event_bytes_max();
+        if bytes_max <= limit {
+            return Ok(());
+        }
+        let why = format!(
+            "a record of type {name} takes up to {bytes_max} bytes with its key and headers; no more than {limit} fit"
+        );
+        Err(Unusable { code: Code::PayloadTooLarge, why })
+    }
+
+    /// All of it goes into one transaction, which has to end within its time.
+    fn check_emitted(&self, bytes: usize) -> Result<(), Unusable> {
+        let limit = self.topology.limits.emitted_bytes_max;
+        if bytes <= limit {
+            return Ok(());
+        }
+        let why = format!("what it would emit has more than {limit} bytes, which limits.emitted_size_max is");
+        Err(Unusable { code: Code::PayloadTooLarge, why })
     }
 
     /// A derived event's value, before it is cut; `None` for an event that the topology lacks.
@@ -383,7 +462,7 @@ impl<'a> Emission<'a> {
         spare: Spare,
     ) -> Result<Option<truncate::Cut>, Unusable> {
         let cut = self.fit(text, name, spare)?;
-        if cut.is_some() {
+        if cut.is_some() && !self.is_measuring {
             let ticket = &*self.envelope.uid;
             tracing::warn!(
                 event_id = id,

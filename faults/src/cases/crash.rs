@@ -44,24 +44,51 @@ pub(crate) fn run(world: &World<'_>, seed: u64, outcome: &mut Outcome) -> Result
     let mut scene = Scene::new(world, "crash", &settings)?;
     scene.set_program(program);
     let times = world.times.unwrap_or(TIMES);
-    scene.under_attack(outcome, |scene, outcome| {
+    let judged = scene.under_attack(outcome, |scene, outcome| {
         for (step, most) in &STEPS {
             for _ in 0..times {
                 // A restore has something to read only where the disk is behind.
                 if *step == "Restore" && scene.state("a").exists() {
                     std::fs::remove_dir_all(scene.state("a"))?;
                 }
-                let at = format!("{step}:{}", 1 + random.below(*most));
-                scene.start_with("a", &[("CRASH_AT", at.as_str())])?;
-                let code = scene.ends_by_itself("a", DIES_WITHIN).with_context(|| at.clone())?;
-                // An abort is a signal, and has no exit code.
-                ensure!(code.is_none(), "{at}: it ended with {code:?}");
-                outcome.fired(step, 1);
+                crash_at(scene, outcome, step, 1 + random.below(*most))?;
             }
         }
         scene.start("a")?;
         let more = scene.watch.committed()? + 100;
         ensure!(scene.wait_until_committed(more, PROGRESS_WITHIN)?, "nothing is committed any more");
         Ok(())
-    })
+    });
+    judged.and_then(|()| rebuilds(world, &mut random, outcome))
+}
+
+fn crash_at(scene: &mut Scene<'_>, outcome: &mut Outcome, step: &str, time: u64) -> Result<()> {
+    let at = format!("{step}:{time}");
+    scene.start_with("a", &[("CRASH_AT", at.as_str())])?;
+    let code = scene.ends_by_itself("a", DIES_WITHIN).with_context(|| at.clone())?;
+    // An abort is a signal, and has no exit code.
+    ensure!(code.is_none(), "{at}: it ended with {code:?}");
+    outcome.fired(step, 1);
+    Ok(())
+}
+
+/// A replay whose rebuild dies again and again.
+fn rebuilds(world: &World<'_>, random: &mut Random, outcome: &mut Outcome) -> Result<()> {
+    let kafka = "  consumer:\n    session.timeout.ms: 6000\n".to_owned();
+    let settings = Settings { kafka, workers: 1, ..Settings::default() };
+    let mut scene = Scene::new(world, "crash", &settings)?;
+    scene.start("a")?;
+    let end = scene.watch.end()?;
+    ensure!(scene.wait_until_committed(end, PROGRESS_WITHIN)?, "it does not come to the end");
+    scene.stop("a")?;
+    // Whoever has stopped counts as a member until its session ends.
+    let replay = ["replay", "--shift-by", "-1000", "--execute"];
+    scene.command_until_well(&replay, PROGRESS_WITHIN)?;
+    let program = world.with_crash_points.as_deref().context("a build with crash points")?;
+    scene.set_program(program);
+    for _ in 0..world.times.unwrap_or(TIMES) {
+        crash_at(&mut scene, outcome, "Rebuild", 1 + random.below(6))?;
+    }
+    scene.start("a")?;
+    scene.judge_replayed(outcome)
 }

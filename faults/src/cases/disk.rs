@@ -1,5 +1,5 @@
 //! What can become of a state directory: gone, old, mixed up, damaged, full,
-//! taken by another process. It is noticed, rebuilt or refused; never wrong.
+//! read-only, taken by another process. It is noticed, rebuilt or refused; never wrong.
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -9,11 +9,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use ticket_harness::random::Random;
 
+use crate::mount::Mount;
 use crate::outcome::Outcome;
 use crate::scene::{Scene, Settings, World};
 
-const TIMES: u64 = 18;
+const TIMES: u64 = 24;
 const PROGRESS_WITHIN: Duration = Duration::from_secs(120);
+/// Of a disk of its own: what the state takes, some times over.
+const DISK_MIB: u64 = 256;
 const LOOK: Duration = Duration::from_millis(500);
 
 /// What is done to the directory of a process that has ended.
@@ -26,10 +29,12 @@ enum Damage {
     Truncated(&'static str),
     FileGone(&'static str),
     WritesFail,
+    DiskFull,
+    ReadOnly,
     TwoProcesses,
 }
 
-const ALL: [Damage; 10] = [
+const ALL: [Damage; 12] = [
     Damage::Deleted,
     Damage::Stale,
     Damage::OfAnotherPartition,
@@ -39,6 +44,8 @@ const ALL: [Damage; 10] = [
     Damage::FlippedByte("MANIFEST"),
     Damage::Truncated("MANIFEST"),
     Damage::WritesFail,
+    Damage::DiskFull,
+    Damage::ReadOnly,
     Damage::TwoProcesses,
 ];
 
@@ -65,6 +72,7 @@ fn attack(scene: &mut Scene<'_>, outcome: &mut Outcome, random: &mut Random, dam
     match damage {
         Damage::TwoProcesses => return two_processes(scene, outcome),
         Damage::WritesFail => return writes_fail(scene, outcome),
+        Damage::DiskFull | Damage::ReadOnly => return disk_of_its_own(scene, outcome, damage),
         Damage::Stale => {
             // An older copy, with its manifest and its positions.
             let copy = state.with_extension("old");
@@ -105,7 +113,9 @@ fn attack(scene: &mut Scene<'_>, outcome: &mut Outcome, random: &mut Random, dam
             fs::remove_file(&file)?;
             format!("{kind} gone")
         }
-        Damage::Stale | Damage::WritesFail | Damage::TwoProcesses => "stale copy".to_owned(),
+        Damage::Stale | Damage::WritesFail | Damage::DiskFull | Damage::ReadOnly | Damage::TwoProcesses => {
+            "stale copy".to_owned()
+        }
     };
     outcome.fired(&name, 1);
     back(scene, outcome)
@@ -154,16 +164,53 @@ fn writes_fail(scene: &mut Scene<'_>, outcome: &mut Outcome) -> Result<()> {
     scene.stop("a")?;
     scene.start_limited("a", 64)?;
     match scene.ends_by_itself("a", PROGRESS_WITHIN) {
-        Ok(code) => {
-            let log = scene.logged("a");
-            let words = log.lines().last().unwrap_or_default();
-            outcome.expect(code == Some(1), || format!("on a full disk it ended with {code:?}: {words}"));
-            outcome.fired("disk full", 1);
-        }
+        Ok(code) => refused(scene, outcome, code, "files that end at a limit"),
         // It had nothing to write yet.
         Err(_) => scene.kill("a")?,
     }
     scene.start("a")
+}
+
+/// A disk that is full while it runs, or read-only when it starts.
+fn disk_of_its_own(scene: &mut Scene<'_>, outcome: &mut Outcome, damage: Damage) -> Result<()> {
+    let state = scene.state("a");
+    scene.stop("a")?;
+    fs::remove_dir_all(&state)?;
+    let disk = match Mount::of(&state, DISK_MIB) {
+        Ok(disk) => disk,
+        Err(error) => {
+            eprintln!("{damage:?} does not happen: {error:#}");
+            return back(scene, outcome);
+        }
+    };
+    back(scene, outcome)?;
+    if matches!(damage, Damage::DiskFull) {
+        disk.fill()?;
+        let code = scene.ends_by_itself("a", PROGRESS_WITHIN)?;
+        refused(scene, outcome, code, "disk full");
+        disk.free()?;
+    } else {
+        scene.stop("a")?;
+        disk.read_only(true)?;
+        scene.start("a")?;
+        let code = scene.ends_by_itself("a", PROGRESS_WITHIN)?;
+        refused(scene, outcome, code, "disk read-only");
+        disk.read_only(false)?;
+    }
+    // What it left there is what it goes on with.
+    back(scene, outcome)?;
+    scene.stop("a")?;
+    drop(disk);
+    back(scene, outcome)
+}
+
+/// It has ended, and says in words that it was its disk.
+fn refused(scene: &Scene<'_>, outcome: &mut Outcome, code: Option<i32>, what: &str) {
+    let log = scene.logged("a");
+    let words = log.lines().last().unwrap_or_default();
+    let names_it = words.contains("state") || words.contains("store");
+    outcome.expect(code == Some(1) && names_it, || format!("{what}: it ended with {code:?}: {words}"));
+    outcome.fired(what, 1);
 }
 
 /// A file of the stores whose name holds this; `None` where there is none yet.

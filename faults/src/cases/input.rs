@@ -4,12 +4,15 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use rdkafka::ClientContext;
+use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use ticket_harness::stream::{Shape, Stream};
 use ticket_harness::{broker, histories, random::Random};
 use ticket_pipeline::clients;
@@ -87,13 +90,30 @@ fn one(
     Ok(())
 }
 
+/// What the broker does not take is a mistake of the suite.
+#[derive(Default)]
+struct Refused(Mutex<Option<String>>);
+
+impl ClientContext for Refused {}
+
+impl ProducerContext for Refused {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if let Err((error, record)) = result {
+            let what = format!("a record of {} bytes: {error}", record.payload_len());
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(what);
+        }
+    }
+}
+
 fn produce(scene: &Scene<'_>, records: &[RawLine], one_by_one: bool) -> Result<()> {
     let mut config = clients::idempotent_producer(&scene.topology.kafka);
     if one_by_one {
         // The broker measures batches: a record at its limit stands in one of its own, as it is.
         config.set("compression.type", "none").set("batch.num.messages", "1");
     }
-    let producer: BaseProducer = config.create()?;
+    let producer = BaseProducer::from_config_and_context(&config, Refused::default())?;
     for (number, raw) in records.iter().enumerate() {
         loop {
             let mut headers = OwnedHeaders::new();
@@ -119,6 +139,9 @@ fn produce(scene: &Scene<'_>, records: &[RawLine], one_by_one: bool) -> Result<(
         }
     }
     producer.flush(SETTLE)?;
+    if let Some(what) = &*producer.context().0.lock().unwrap_or_else(PoisonError::into_inner) {
+        bail!("the broker does not take {what}");
+    }
     let end = scene.watch.end()?;
     ensure!(end == records.len() as u64, "the broker took {end} of {} records", records.len());
     Ok(())

@@ -12,6 +12,7 @@ mod input;
 mod kill;
 mod network;
 mod rebalances;
+mod short;
 mod topics;
 mod zombies;
 
@@ -19,17 +20,30 @@ mod zombies;
 pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) run: fn(&World<'_>, u64, &mut Outcome) -> Result<()>,
+    /// So many brokers.
+    pub(crate) nodes: u16,
+    /// The last of them has its log on a disk of its own.
+    pub(crate) own_disk: bool,
 }
 
-/// All of them.
-pub(crate) const CASES: [Case; 9] = [
-    Case { name: "kill", run: kill::run },
-    Case { name: "broker", run: broker::run },
-    Case { name: "zombies", run: zombies::run },
-    Case { name: "rebalances", run: rebalances::run },
-    Case { name: "network", run: network::run },
-    Case { name: "disk", run: disk::run },
-    Case { name: "topics", run: topics::run },
-    Case { name: "input", run: input::run },
-    Case { name: "crash", run: crash::run },
+/// The case for the tests of every day.
+pub(crate) const SHORT: &str = "short";
+
+const fn case(name: &'static str, run: fn(&World<'_>, u64, &mut Outcome) -> Result<()>) -> Case {
+    Case { name, run, nodes: 1, own_disk: false }
+}
+
+/// All of them; [`SHORT`] runs only where it is asked for.
+pub(crate) const CASES: [Case; 11] = [
+    case("kill", kill::run),
+    Case { own_disk: true, ..case("broker", broker::run) },
+    Case { nodes: 3, own_disk: true, ..case("brokers", broker::run) },
+    case("zombies", zombies::run),
+    case("rebalances", rebalances::run),
+    case("network", network::run),
+    case("disk", disk::run),
+    case("topics", topics::run),
+    case("input", input::run),
+    case("crash", crash::run),
+    case(SHORT, short::run),
 ];

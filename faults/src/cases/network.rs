@@ -1,5 +1,5 @@
 //! Between pipeline and broker: replies lost after the broker has done what was
-//! asked (above all EndTxn's), connections cut, frames held up, half-open links.
+//! asked (above all EndTxn's), connections cut, slow or stalled, half-open links.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ const LOOK: Duration = Duration::from_millis(10);
 
 pub(crate) fn run(world: &World<'_>, seed: u64, outcome: &mut Outcome) -> Result<()> {
     let mut random = Random::new(seed);
-    let (brokers, controls) = world.cluster.proxy()?;
+    let (brokers, controls) = world.cluster.proxies()?;
     let settings = Settings { commit_interval_ms: 20, brokers: Some(brokers), ..Settings::default() };
     let scene = Scene::new(world, "network", &settings)?;
     let times = world.times.unwrap_or(TIMES);
@@ -29,10 +29,7 @@ pub(crate) fn run(world: &World<'_>, seed: u64, outcome: &mut Outcome) -> Result
             ensure!(scene.wait_until_committed(more, PROGRESS_WITHIN)?, "nothing is committed any more");
             match time % 8 {
                 0..4 => lose_replies(&controls, outcome, KINDS.first().copied(), random.once_in(4)),
-                4 | 5 => {
-                    let kind = 1 + random.below(KINDS.len() as u64 - 1) as usize;
-                    lose_replies(&controls, outcome, KINDS.get(kind).copied(), false);
-                }
+                4 | 5 => lose_some_reply(&controls, outcome, &mut random),
                 6 => outcome.fired("connection cut", controls.cut()),
                 _ => hold_up(&controls, outcome, &mut random),
             }
@@ -40,6 +37,12 @@ pub(crate) fn run(world: &World<'_>, seed: u64, outcome: &mut Outcome) -> Result
         outcome.expect(controls.passed() > 0, || "nothing went through the proxy".to_owned());
         Ok(())
     })
+}
+
+/// A reply of any kind.
+pub(super) fn lose_some_reply(controls: &Controls, outcome: &mut Outcome, random: &mut Random) {
+    let kind = random.below(KINDS.len() as u64) as usize;
+    lose_replies(controls, outcome, KINDS.get(kind).copied(), false);
 }
 
 /// One reply, perhaps with its connection left open, so that only time tells.
@@ -57,7 +60,13 @@ fn lose_replies(controls: &Controls, outcome: &mut Outcome, kind: Option<(i16, &
 }
 
 fn hold_up(controls: &Controls, outcome: &mut Outcome, random: &mut Random) {
-    if random.once_in(2) {
+    if random.once_in(3) {
+        // Less than the load: what is under way grows meanwhile.
+        controls.throttle(20_000 + random.below(80_000));
+        std::thread::sleep(Duration::from_secs(5));
+        controls.throttle(0);
+        outcome.fired("throttled for 5 s", 1);
+    } else if random.once_in(2) {
         controls.delay(Duration::from_millis(20 + random.below(200)));
         std::thread::sleep(Duration::from_secs(3));
         controls.delay(Duration::ZERO);

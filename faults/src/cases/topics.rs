@@ -147,7 +147,8 @@ fn one(world: &World<'_>, attack: &Attack, outcome: &mut Outcome) -> Result<()> 
 /// Deletes a topic and makes it again, empty, as a person would.
 fn remake(scene: &Scene<'_>, topic: &str) -> Result<()> {
     scene.world.cluster.tool(&["topics", "--delete", "--topic", topic])?;
-    scene.apply_topics(PROGRESS_WITHIN)
+    // It may be on its way out yet.
+    scene.command_until_well(&["topics", "apply"], PROGRESS_WITHIN)
 }
 
 fn delete_records(scene: &Scene<'_>, topic: &str, before: &[u64]) -> Result<()> {

@@ -150,6 +150,8 @@ fn write_settings(text: &mut String, topology: &Topology) -> Result<()> {
     let limits = &topology.limits;
     let size = |bytes: usize| written_size(bytes as u64);
     writeln!(text, "limits    records of {}", size(limits.record_bytes_max))?;
+    let (emitted, entry) = (size(limits.emitted_bytes_max), size(limits.entry_bytes_max));
+    writeln!(text, "          {emitted} emitted of one raw record, {entry} remembered of one ticket")?;
     let (records, bytes) = (limits.batch_records_max, size(limits.batch_bytes_max));
     writeln!(text, "          transactions of {records} raw records or {bytes}")?;
     writeln!(text, "          memory of {}", written_size(limits.memory_mb as u64 * 1024 * 1024))?;

@@ -29,10 +29,12 @@
 //! occurrence in its place: it makes duplicates of records behind it, and is put
 //! back at the end.
 //!
-//! Two things are not known of a skipped record: whether a *derived* event could
-//! not be made to fit, so that it went to the dead-letter topic and its id was
-//! not seen; and whether a native specific met its twin, so that it did not need
-//! to fit. A skipped record counts as seen where what it says by itself fits.
+//! Two things are not known of a skipped record: whether something else than what
+//! it says by itself could not be made to fit (a derived event, its ticket's
+//! entry, all that it would emit), so that it went to the dead-letter topic and
+//! its id was not seen; and whether a native specific met its twin, so that it
+//! did not need to fit. A skipped record counts as seen where what it says by
+//! itself fits.
 //!
 //! It does not know Kafka, nor how what it writes is committed.
 

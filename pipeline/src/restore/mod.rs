@@ -22,9 +22,8 @@ use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use crate::clients::{self, Logs};
 use crate::commit_record::Ends;
 use crate::store::{Positions, Reset, StateDirectory, Store};
-use crate::topology::TRANSACTION_TIMEOUT_MS;
 use crate::topology::Topology;
-use crate::transaction::Trouble;
+use crate::transaction::{DECIDED_WITHIN, Trouble};
 use plan::{Plan, Start};
 use reader::{Committed, committed};
 pub(crate) use reader::{create, is_passing, watermarks};
@@ -35,9 +34,6 @@ pub use rekeying::Resume;
 /// has others to serve meanwhile. A slow broker is given more time by and by.
 const COMMITTED_TIMEOUT_MIN: Duration = Duration::from_millis(250);
 const COMMITTED_TIMEOUT_MAX: Duration = Duration::from_secs(4);
-
-/// A broker ends a transaction that is older than its timeout within ten seconds.
-const HANGING_AFTER: Duration = Duration::from_millis(TRANSACTION_TIMEOUT_MS + 10_000);
 
 /// What a process knows when its workers start.
 #[derive(Debug)]
@@ -102,15 +98,20 @@ impl Waiting {
     /// transaction, it is said aloud.
     fn note(&mut self, partition: i32, why: &str) {
         self.attempts += 1;
-        let since = *self.since.get_or_insert_with(Instant::now);
-        if !self.warned && since.elapsed() > HANGING_AFTER {
+        if !self.warned && self.is_long() {
             self.warned = true;
             tracing::warn!(
                 partition,
                 why,
-                "still waiting to restore: is there a hanging transaction? (kafka-transactions.sh find-hanging)"
+                "still waiting to restore: is Kafka whole, or is there a hanging transaction of __consumer_offsets? \
+                 (kafka-transactions.sh find-hanging)"
             );
         }
+    }
+
+    /// Whether every transaction of when it began would be decided by now.
+    fn is_long(&mut self) -> bool {
+        self.since.get_or_insert_with(Instant::now).elapsed() > DECIDED_WITHIN
     }
 }
 
@@ -282,6 +283,10 @@ impl Restore {
                 let what = format!("the committed offset belongs to {targets:?}, and they end at {ends:?}");
                 return Err(self.lost_records(setup, &what));
             }
+            if self.waiting.is_long() {
+                let stable = Ends { changelog: changelog_stable, ids: ids_stable };
+                return Err(self.hanging(setup, targets, stable));
+            }
             return self.wait(Stage::Settle(course), "a transaction is not decided");
         }
         let lows = Ends { changelog: changelog_low, ids: ids_low };
@@ -342,6 +347,27 @@ impl Restore {
         }
         let what = format!("the store on disk is at {at:?}, and they end at {ends:?}");
         Err(self.lost_records(setup, &what))
+    }
+
+    /// Kafka has committed the offsets, and the records that were to be committed
+    /// with them are not. Whatever this producer did next would decide them too.
+    fn hanging(&self, setup: &Setup, committed: Ends, stable: Ends) -> Trouble {
+        let Topology { changelog_topic, ids_topic, group, state, .. } = &*setup.topology;
+        let partition = self.partition;
+        let (topic, stable, committed) = if stable.changelog < committed.changelog {
+            (changelog_topic, stable.changelog, committed.changelog)
+        } else {
+            (ids_topic, stable.ids, committed.ids)
+        };
+        Trouble::Stop(anyhow!(
+            "hanging transaction: {topic} [{partition}] is committed up to offset {committed}, and is not readable from \
+             {stable} on: Kafka has lost the commit markers of a transaction, whose outputs hang with it. Aborting it \
+             alone would lose them. To emit them again instead: stop every process of the pipeline, abort what \
+             `kafka-transactions.sh find-hanging` lists of its topics, delete every state directory ({:?}) and the group's \
+             offsets (`kafka-consumer-groups.sh --delete-offsets --group {group} --topic {}`), and start it again",
+            state.dir,
+            setup.topology.input_topic(),
+        ))
     }
 
     /// Nothing that goes on by itself would be right.

@@ -228,6 +228,12 @@ pub(crate) fn is_passing(error: &KafkaError) -> bool {
     )
 }
 
+/// What librdkafka calls an unknown partition may have no leader yet, or be asked
+/// for at a broker that has just started and does not know of it.
+fn has_no_leader(error: &KafkaError) -> bool {
+    error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownPartition)
+}
+
 pub(crate) fn create(config: &ClientConfig) -> Result<BaseConsumer<Logs>, Trouble> {
     Ok(config.create_with_context(Logs).context("create a client")?)
 }
@@ -242,7 +248,9 @@ pub(crate) fn watermarks<C: ConsumerContext>(
     loop {
         match client.fetch_watermarks(topic, partition, QUERY_TIMEOUT) {
             Ok(bounds) => return Ok(bounds),
-            Err(error) if !is_passing(&error) => return Err(Trouble::Stop(anyhow!(error).context(what()))),
+            Err(error) if !is_passing(&error) && !has_no_leader(&error) => {
+                return Err(Trouble::Stop(anyhow!(error).context(what())));
+            }
             // A topic that was just made may have no leader yet. New clients would
             // not find one sooner, and a member that comes and goes unsettles the group.
             Err(_) if Instant::now() < until => std::thread::sleep(ASK_AGAIN_AFTER),

@@ -14,6 +14,7 @@ mod directory;
 mod disk;
 mod held;
 mod keys;
+mod opening;
 mod overlay;
 mod positions;
 mod table;

@@ -245,19 +245,22 @@ pub fn bounds<C: ConsumerContext>(
 /// more, for a few seconds, to learn why.
 pub fn no_answer(kafka: &Kafka, error: &KafkaError) -> anyhow::Error {
     let brokers = &kafka.brokers;
-    let remedy = |code| match code {
+    let (code, why) = clients::why_unreachable(kafka).unwrap_or_else(|| {
+        (error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown), error.to_string())
+    });
+    let remedy = match code {
         RDKafkaErrorCode::Authentication => {
             "has Kafka a user of that name, with that password, for that mechanism? (kafka.properties: sasl.username, \
-             sasl.password, sasl.mechanism; of a client's certificate: ssl.certificate.location)"
+             sasl.password, sasl.mechanism)"
         }
         RDKafkaErrorCode::SSL => {
             "does ssl.ca.location hold the certificate of the authority that signed the brokers', and do theirs name the \
              hosts of kafka.brokers? (docs/security.md)"
         }
+        _ if why.contains("certificate") => {
+            "does Kafka ask for a client's certificate? (kafka.properties: ssl.certificate.location, ssl.key.location)"
+        }
         _ => "is Kafka up (scripts/kafka up), and are kafka.brokers and security.protocol right?",
     };
-    match clients::why_unreachable(kafka) {
-        Some((code, why)) => anyhow!("no broker answers at {brokers}: {why}; {}", remedy(code)),
-        None => anyhow!("no broker answers at {brokers}: {error}; {}", remedy(RDKafkaErrorCode::Unknown)),
-    }
+    anyhow!("no broker answers at {brokers}: {why}; {remedy}")
 }

@@ -71,8 +71,9 @@ pub fn compare(wanted: &Wanted, found: Option<&Found>) -> Standing {
 }
 
 /// What is worth knowing of a raw topic that exists. It is not ours to alter.
+/// `entry_bytes_max` is what may be remembered of one ticket.
 #[must_use]
-pub(super) fn raw_warnings(wanted: &Wanted, found: &Found) -> Vec<String> {
+pub(super) fn raw_warnings(wanted: &Wanted, found: &Found, entry_bytes_max: usize) -> Vec<String> {
     let topic = &wanted.name;
     let value = |setting: &str| found.settings.get(setting).map(|found| found.value.as_str());
     let mut warnings = Vec::new();
@@ -93,6 +94,13 @@ pub(super) fn raw_warnings(wanted: &Wanted, found: &Found) -> Vec<String> {
     if value("message.timestamp.type") == Some("LogAppendTime") {
         warnings.push(format!(
             "{topic}: message.timestamp.type is LogAppendTime; windows run by the time of arrival"
+        ));
+    }
+    let largest = value("max.message.bytes").and_then(|bytes| bytes.parse::<usize>().ok());
+    if let Some(bytes) = largest.filter(|bytes| *bytes > entry_bytes_max) {
+        warnings.push(format!(
+            "{topic}: max.message.bytes is {bytes}, more than limits.entry_size_max, {entry_bytes_max} bytes: \
+             events of a ticket that is larger than that are dead letters; raise the limit"
         ));
     }
     warnings
@@ -267,6 +275,25 @@ mod tests {
     }
 
     #[test]
+    fn topics_have_room_for_what_the_limits_let_be_made() {
+        let mut topology = Topology::shipped();
+        topology.limits.record_bytes_max = 2_000_000;
+        topology.limits.entry_bytes_max = 9_000_000;
+        let raw = |record_bytes_max| RawTopic { record_bytes_max, ..RawTopic::to_be_made(&topology) };
+        let room = |raw: RawTopic, name: &str| {
+            let wanted = wanted(&topology, raw).into_iter().find(|wanted| wanted.name == name).unwrap();
+            let setting = wanted.settings.iter().find(|setting| setting.name == "max.message.bytes").unwrap();
+            setting.must.value().parse::<usize>().unwrap()
+        };
+        for bytes in [500, 1_048_588, 3_000_000] {
+            assert!(room(raw(bytes), "ticket.assigned") >= topology.limits.event_bytes_max());
+            assert!(room(raw(bytes), "ticket.late") >= topology.limits.event_bytes_max());
+            assert!(room(raw(bytes), "ticket-pipeline-changelog") > 9_000_000 + 60_000);
+        }
+        assert_eq!(room(raw(3_000_000), "ticket-pipeline-changelog"), 12_000_000);
+    }
+
+    #[test]
     fn retention_that_the_topology_sets_is_held_to() {
         let mut topology = Topology::shipped();
         topology.topic_settings.retention_ms = 1000;
@@ -289,8 +316,10 @@ mod tests {
         let odd =
             found(&wanted, &[("cleanup.policy", "compact"), ("message.timestamp.type", "LogAppendTime")]);
         assert_eq!(compare(&wanted, Some(&odd)), Standing::There(Vec::new()));
-        assert_eq!(raw_warnings(&wanted, &odd).len(), 2);
-        assert_eq!(raw_warnings(&wanted, &found(&wanted, &[("retention.ms", "5")])).len(), 1);
-        assert_eq!(raw_warnings(&wanted, &found(&wanted, &[])), [""; 0]);
+        let warnings = |raw: &Found| raw_warnings(&wanted, raw, 2_000_000);
+        assert_eq!(warnings(&odd).len(), 2);
+        assert_eq!(warnings(&found(&wanted, &[("retention.ms", "5")])).len(), 1);
+        assert_eq!(warnings(&found(&wanted, &[("max.message.bytes", "2000001")])).len(), 1);
+        assert_eq!(warnings(&found(&wanted, &[("max.message.bytes", "2000000")])), [""; 0]);
     }
 }

@@ -1,8 +1,9 @@
 //! What the topics must be like, and making them so.
 //!
 //! [`wanted`] is the rule as data, [`compare`] holds a topic against it, `rights`
-//! what the user must be allowed against what it is, and the rest asks the broker. The raw topic is made where there is none and
-//! otherwise left alone. No record is written here.
+//! what the user must be allowed against what it is, and the rest asks the broker.
+//! The raw topic is made where there is none and otherwise left alone. No record is
+//! written here.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail};
 
-use crate::topology::Topology;
+use crate::topology::{KAFKA_RECORD_BYTES_MAX, Topology};
 use admin::{ASK_AGAIN, Cluster};
 use rights::Needed;
 
@@ -203,7 +204,7 @@ fn survey(cluster: &Cluster, topology: &Topology, needed: Needed) -> Result<(Pla
         .map(|wanted| {
             let found = found.get(&wanted.name);
             if let Some(found) = found.filter(|_| wanted.role == Role::Raw) {
-                warnings.extend(compare::raw_warnings(&wanted, found));
+                warnings.extend(compare::raw_warnings(&wanted, found, topology.limits.entry_bytes_max));
             }
             Planned { standing: compare(&wanted, found), wanted }
         })
@@ -215,7 +216,7 @@ fn measure(raw: &Found) -> RawTopic {
     let number = |name: &str| raw.settings.get(name).and_then(|setting| setting.value.parse().ok());
     RawTopic {
         partitions: raw.partitions,
-        record_bytes_max: number("max.message.bytes").unwrap_or(wanted::KAFKA_RECORD_BYTES_MAX),
+        record_bytes_max: number("max.message.bytes").unwrap_or(KAFKA_RECORD_BYTES_MAX.into()),
         retention_ms: number("retention.ms").unwrap_or(-1),
     }
 }

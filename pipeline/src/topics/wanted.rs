@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use crate::topology::{KeyedBy, Topology};
+use crate::topology::{KAFKA_RECORD_BYTES_MAX, KeyedBy, Topology};
 
 /// What a topic is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,16 +115,11 @@ impl RawTopic {
     pub fn to_be_made(topology: &Topology) -> RawTopic {
         RawTopic {
             partitions: topology.source.partitions,
-            record_bytes_max: KAFKA_RECORD_BYTES_MAX,
+            record_bytes_max: KAFKA_RECORD_BYTES_MAX.into(),
             retention_ms: topology.topic_settings.retention_ms,
         }
     }
 }
-
-/// Kafka's default of `max.message.bytes`. No topic that we produce to may be
-/// below it: librdkafka fills its batches to 1,000,000 bytes whatever the topic
-/// says, and the broker measures batches.
-pub(super) const KAFKA_RECORD_BYTES_MAX: i64 = 1_048_588;
 
 /// How much longer than the raw record a dead letter may be, for the headers
 /// that it gets; a re-keyed record has its ticket uid besides.
@@ -165,7 +160,7 @@ pub fn wanted(topology: &Topology, raw: RawTopic) -> Vec<Wanted> {
     all.push(topic(&topology.late_topic, Role::Late, late));
     let dead_letter = deleting(retention_ms, true, at_least(dead_letter_bytes_max));
     all.push(topic(&topology.dead_letter_topic, Role::DeadLetter, dead_letter));
-    let changelog = changelog(at_least(raw.record_bytes_max.saturating_mul(4)));
+    let changelog = changelog(at_least(changelog_bytes(topology, raw)));
     all.push(topic(&topology.changelog_topic, Role::Changelog, changelog));
     all.push(topic(&topology.ids_topic, Role::Ids, deleting(-1, true, at_least(IDS_RECORD_BYTES_MAX))));
     all
@@ -175,16 +170,27 @@ fn at_least(bytes: i64) -> Must {
     Must::Reach { wanted: bytes, broken_below: bytes }
 }
 
-/// The value is limited by the topology and the carried headers by the raw
-/// topic; the headers that we add repeat up to three of the value's strings.
-/// Only a raw record of odd headers comes near the sum, so a topic with Kafka's
-/// default still serves.
+/// An entry has its limit, and the broker measures it with what frames it.
+fn changelog_bytes(topology: &Topology, raw: RawTopic) -> i64 {
+    let entry_bytes_max = bytes(topology.limits.entry_bytes_max);
+    raw.record_bytes_max.saturating_mul(4).max(entry_bytes_max.saturating_add(HEADROOM_BYTES))
+}
+
+/// Only a raw record of odd headers comes near the most that a record may be, so
+/// a topic with Kafka's default still serves; not one below it: librdkafka fills
+/// its batches to 1,000,000 bytes whatever the topic says, and the broker
+/// measures batches.
 fn event_bytes(topology: &Topology, raw: RawTopic) -> Must {
-    let value_bytes_max = i64::try_from(topology.limits.record_bytes_max).unwrap_or(i64::MAX);
+    let (value_bytes_max, kafkas) = (bytes(topology.limits.record_bytes_max), KAFKA_RECORD_BYTES_MAX.into());
+    let beyond_kafkas = raw.record_bytes_max.saturating_sub(kafkas).max(0);
     Must::Reach {
-        wanted: raw.record_bytes_max.saturating_add(value_bytes_max.saturating_mul(4)),
-        broken_below: KAFKA_RECORD_BYTES_MAX.max(value_bytes_max.saturating_add(HEADROOM_BYTES)),
+        wanted: bytes(topology.limits.event_bytes_max()).saturating_add(beyond_kafkas),
+        broken_below: kafkas.max(value_bytes_max.saturating_add(HEADROOM_BYTES)),
     }
+}
+
+fn bytes(bytes: usize) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 /// A topic that keeps every record for so long.

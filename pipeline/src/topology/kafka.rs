@@ -16,6 +16,9 @@ use super::properties::{ALIASES, COMMON, CONSUMER, PRODUCER, REFUSED};
 use super::section::Section;
 use super::yaml::{Key, Node, Value};
 
+/// Kafka's default of `max.message.bytes`.
+pub const KAFKA_RECORD_BYTES_MAX: u32 = 1_048_588;
+
 /// A producer's `transaction.timeout.ms` where the topology does not say it: the
 /// longest time that readers wait for a process that died and does not come back.
 pub const TRANSACTION_TIMEOUT_MS: u64 = 15_000;

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-pub use kafka::TRANSACTION_TIMEOUT_MS;
+pub use kafka::{KAFKA_RECORD_BYTES_MAX, TRANSACTION_TIMEOUT_MS};
 pub use mistakes::{Mistake, Mistakes};
 pub use section::{written_duration, written_size};
 
@@ -225,12 +225,28 @@ pub struct Runtime {
 pub struct Limits {
     /// The largest value of an outgoing record, in bytes.
     pub record_bytes_max: usize,
+    /// The most that one raw record may emit, keys and headers included, in bytes.
+    pub emitted_bytes_max: usize,
+    /// The most that may be remembered of one ticket, its uid included, in bytes.
+    pub entry_bytes_max: usize,
     /// The most records of one transaction.
     pub batch_records_max: usize,
     /// The most bytes of raw records in one transaction.
     pub batch_bytes_max: usize,
     /// Memory for caches, overlays, queues and fetch buffers together, in MiB.
     pub memory_mb: usize,
+}
+
+impl Limits {
+    /// The largest record of an event that is made, key, headers and framing
+    /// included, in bytes: its topic must allow as much.
+    ///
+    /// The value has its limit; the headers that we add repeat up to three of its
+    /// strings, and those that are carried on have as much as a raw record.
+    #[must_use]
+    pub fn event_bytes_max(&self) -> usize {
+        self.record_bytes_max.saturating_mul(4).saturating_add(KAFKA_RECORD_BYTES_MAX as usize)
+    }
 }
 
 /// The pages about the process.

@@ -27,7 +27,17 @@ const SECTIONS: [(&str, &[&str]); 13] = [
     ("policies", &["ordering", "native_specifics", "dedupe_window", "cloudevents"]),
     ("state", &["dir", "flush_records", "flush_interval"]),
     ("runtime", &["workers", "instance", "commit_interval"]),
-    ("limits", &["record_size_max", "batch_records_max", "batch_size_max", "memory_mb"]),
+    (
+        "limits",
+        &[
+            "record_size_max",
+            "emitted_size_max",
+            "entry_size_max",
+            "batch_records_max",
+            "batch_size_max",
+            "memory_mb",
+        ],
+    ),
     ("http", &["listen"]),
     ("kafka", &["brokers", "properties", "consumer", "producer"]),
 ];

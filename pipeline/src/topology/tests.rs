@@ -132,6 +132,8 @@ fn the_shipped_topology_is_the_contracts_defaults() {
     assert_eq!(shipped.runtime.commit_interval_ms, 100);
     assert_eq!(shipped.http.listen, "127.0.0.1:9464".parse().ok(), "loopback");
     assert_eq!(shipped.limits.record_bytes_max, 262_144);
+    assert_eq!(shipped.limits.emitted_bytes_max, 512 * 1024 * 1024);
+    assert_eq!(shipped.limits.entry_bytes_max, 4_000 * 1024);
     assert_eq!(shipped.limits.batch_records_max, 5000);
     assert_eq!(shipped.limits.batch_bytes_max, 16 * 1024 * 1024);
     assert_eq!(shipped.limits.memory_mb, 512);
@@ -230,7 +232,7 @@ fn every_setting_is_read() {
          policies: {ordering: offset, native_specifics: drop, dedupe_window: 24h, cloudevents: true}\n\
          state: {dir: /s, flush_records: 10, flush_interval: 1m}\n\
          runtime: {workers: 2, instance: i, commit_interval: 2s}\n\
-         limits: {record_size_max: 1MiB, batch_records_max: 1, batch_size_max: 64KiB, memory_mb: 1024}\n\
+         limits: {record_size_max: 1MiB, emitted_size_max: 2MiB, entry_size_max: 3MiB, batch_records_max: 1, batch_size_max: 64KiB, memory_mb: 1024}\n\
          kafka:\n  brokers: PLAINTEXT://a:1, [::1]:2, c\n  properties: {client.id: 5}\n  \
          consumer: {group.protocol: consumer, fetch.message.max.bytes: 1000}\n  \
          producer: {queue.buffering.max.ms: 5, compression.type: '${NONE:-}', transaction.timeout.ms: 15000}\n",
@@ -256,6 +258,7 @@ fn every_setting_is_read() {
     assert_eq!(topology.runtime.commit_interval_ms, 2000);
     let limits = &topology.limits;
     assert_eq!((limits.record_bytes_max, limits.batch_records_max), (1 << 20, 1));
+    assert_eq!((limits.emitted_bytes_max, limits.entry_bytes_max), (2 << 20, 3 << 20));
     assert_eq!((limits.batch_bytes_max, limits.memory_mb), (65_536, 1024));
     assert_eq!(topology.kafka.brokers, "PLAINTEXT://a:1, [::1]:2, c");
     let properties: Vec<_> = topology.kafka.masked_properties().collect();

@@ -223,11 +223,15 @@ fn read_http(section: &Section<'_>, mistakes: &mut Mistakes) -> Option<Http> {
 
 fn read_limits(section: &Section<'_>, mistakes: &mut Mistakes) -> Option<Limits> {
     let record_bytes_max = section.size_bytes("record_size_max", 1 << 10..=64 * MIB, mistakes);
+    let emitted_bytes_max = section.size_bytes("emitted_size_max", MIB..=64 * 1024 * MIB, mistakes);
+    let entry_bytes_max = section.size_bytes("entry_size_max", 64 << 10..=512 * MIB, mistakes);
     let batch_records_max = section.number("batch_records_max", 1..=1_000_000, mistakes);
     let batch_bytes_max = section.size_bytes("batch_size_max", 64 << 10..=1024 * MIB, mistakes);
     let memory_mb = section.number("memory_mb", 64..=1024 * 1024, mistakes);
     Some(Limits {
         record_bytes_max: usize::try_from(record_bytes_max?).ok()?,
+        emitted_bytes_max: usize::try_from(emitted_bytes_max?).ok()?,
+        entry_bytes_max: usize::try_from(entry_bytes_max?).ok()?,
         batch_records_max: usize::try_from(batch_records_max?).ok()?,
         batch_bytes_max: usize::try_from(batch_bytes_max?).ok()?,
         memory_mb: usize::try_from(memory_mb?).ok()?,

@@ -35,6 +35,13 @@ const QUEUE_FULL_TIME_MAX: Duration = Duration::from_secs(60);
 /// A call that may be repeated is repeated for so long.
 const RETRY_TIME_MAX: Duration = Duration::from_secs(60);
 
+/// A coordinator that lives has written a commit's markers long before. It is
+/// also the time within which it ends a transaction that is past its timeout.
+pub const DECIDED_WITHIN: Duration = Duration::from_millis(TRANSACTION_TIMEOUT_MS + 10_000);
+
+/// So often a flush looks whether the coordinator is still there; a broker takes longer to restart.
+const FLUSH_STEP_MS: i32 = 100;
+
 /// A worker's transactional producer.
 pub struct Producer {
     client: Client,
@@ -42,11 +49,16 @@ pub struct Producer {
     input_topic: String,
     group: String,
     transactional_id: String,
+    /// A larger value is never taken into the queue.
+    queue_bytes: usize,
     /// After an end that took longer, a request of it that was given up and sent again may still
     /// arrive, and decide the next transaction; a new producer's epoch fences that.
     end_time_max: Duration,
     sent: u64,
     sent_bytes: usize,
+    committed_at: Option<Instant>,
+    /// The losses of the coordinator's connection that endanger no commit of ours.
+    losses: u64,
 }
 
 /// Where each destination stands among the client's topics.
@@ -117,16 +129,23 @@ impl Producer {
             rekeyed: (topology.source.keyed_by == KeyedBy::Nothing)
                 .then(|| route(topology.rekeyed_topic.as_str())),
         };
-        let client = Client::connect(config, Deliveries::new(partitions), &names)?;
+        // These carry raw records as they came, and the raw topic's limit counts compressed bytes.
+        let is_untouched = |topic: &usize| *topic == routes.dead_letter || Some(*topic) == routes.rekeyed;
+        let untouched: Vec<usize> = (0..names.len()).filter(is_untouched).collect();
+        let client = Client::connect(config, Deliveries::new(partitions), &names, &untouched)?;
+        let queue_kib = number(config, "queue.buffering.max.kbytes").unwrap_or(u64::MAX);
         Ok(Producer {
             client,
             routes,
             input_topic: stage.topic(topology).to_owned(),
             group: stage.group(topology),
             transactional_id: config.get("transactional.id").unwrap_or_default().to_owned(),
+            queue_bytes: usize::try_from(queue_kib.saturating_mul(1024)).unwrap_or(usize::MAX),
             end_time_max: end_time_max(config),
             sent: 0,
             sent_bytes: 0,
+            committed_at: None,
+            losses: 0,
         })
     }
 
@@ -142,6 +161,25 @@ impl Producer {
             Err(failure) if failure.is_retriable => Ok(false),
             Err(failure) => Err(self.judge("init the producer's transactions", &failure)),
         }
+    }
+
+    /// Looks whether the last commit may have lost its markers. Its coordinator
+    /// acknowledges a commit first and writes the markers then. Where it died
+    /// between, they may never come (see ARCHITECTURE.md), and whatever decides the
+    /// *next* transaction of this producer decides the records of both. So the next
+    /// one must not come before the log says that the last one is there.
+    ///
+    /// # Errors
+    /// Where the connection to the coordinator was lost soon after a commit, or in it.
+    pub fn check_coordinator(&mut self) -> Result<(), Trouble> {
+        let losses = self.client.coordinator_losses();
+        if losses != self.losses && self.committed_at.is_some_and(|at| at.elapsed() < DECIDED_WITHIN) {
+            return Err(Trouble::Rebuild(
+                "the connection to the transaction coordinator was lost after a commit".into(),
+            ));
+        }
+        self.losses = losses;
+        Ok(())
     }
 
     /// Opens a transaction. Nothing is sent by this.
@@ -268,6 +306,7 @@ impl Transaction<'_> {
         crash::at(Step::Commit);
         self.repeat("commit a transaction", Client::commit_transaction)?;
         self.open = false;
+        self.producer.committed_at = Some(Instant::now());
         crash::at(Step::Apply);
         Ok(Receipt { ends, slow: start.elapsed() > self.producer.end_time_max })
     }
@@ -282,6 +321,7 @@ impl Transaction<'_> {
 
     fn end(&mut self) -> Result<(), Trouble> {
         self.open = false;
+        self.producer.check_coordinator()?;
         let started = Instant::now();
         loop {
             match self.producer.client.abort_transaction() {
@@ -295,11 +335,17 @@ impl Transaction<'_> {
     /// An undelivered record would make the commit a lie, so it is counted, not
     /// believed: a fenced producer's flush succeeds with nothing sent.
     fn flush(&mut self) -> Result<(), Trouble> {
-        let flushed = self.producer.client.flush();
+        while !self.producer.client.flush(FLUSH_STEP_MS) {
+            // Before the coordinator is back: it has not taken this transaction's partitions yet.
+            if let Err(trouble) = self.producer.check_coordinator() {
+                self.open = false;
+                return Err(trouble);
+            }
+        }
         let deliveries = self.producer.client.deliveries();
         let (delivered, sent) = (deliveries.delivered(), self.producer.sent);
         match deliveries.take_failure() {
-            None if flushed && delivered == sent => Ok(()),
+            None if delivered == sent => Ok(()),
             None => Err(self.give_up(format!("deliver {sent} records: {delivered} arrived"))),
             Some((code, why)) if is_permanent(code) => {
                 Err(Trouble::Stop(anyhow!("deliver a record: {why}; {}", self.producer.remedy(code))))
@@ -391,6 +437,7 @@ impl Transaction<'_> {
         headers: impl ExactSizeIterator<Item = Header<'h>>,
     ) -> Result<(), Trouble> {
         let mut headers = OutgoingHeaders::new(headers);
+        let (value_bytes, queue_bytes) = (record.value.map_or(0, <[u8]>::len), self.producer.queue_bytes);
         let started = Instant::now();
         loop {
             match self.producer.client.produce(record, &mut headers) {
@@ -400,6 +447,13 @@ impl Transaction<'_> {
                         [record.key, record.value].into_iter().flatten().map(<[u8]>::len).sum::<usize>();
                     crash::at(Step::Send);
                     return Ok(());
+                }
+                RDKafkaErrorCode::QueueFull if value_bytes > queue_bytes => {
+                    return Err(Trouble::Stop(anyhow!(
+                        "send a record of {value_bytes} bytes to {}: the producer's queue holds {queue_bytes}; raise \
+                         limits.memory_mb",
+                        self.producer.client.topic_name(record.topic)
+                    )));
                 }
                 RDKafkaErrorCode::QueueFull if started.elapsed() < QUEUE_FULL_TIME_MAX => {
                     std::thread::sleep(Duration::from_millis(1));
@@ -418,11 +472,13 @@ impl Transaction<'_> {
 /// Two thirds of the time after which librdkafka gives a request up: `socket.timeout.ms`, for
 /// which a transactional producer takes no more than `transaction.timeout.ms`.
 fn end_time_max(config: &ClientConfig) -> Duration {
-    let of =
-        |name, default_ms| config.get(name).and_then(|value| value.trim().parse().ok()).unwrap_or(default_ms);
-    let given_up_ms: u64 =
-        of("socket.timeout.ms", SOCKET_TIMEOUT_MS).min(of("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS));
-    Duration::from_millis(given_up_ms * 2 / 3)
+    let socket_ms = number(config, "socket.timeout.ms").unwrap_or(SOCKET_TIMEOUT_MS);
+    let transaction_ms = number(config, "transaction.timeout.ms").unwrap_or(TRANSACTION_TIMEOUT_MS);
+    Duration::from_millis(socket_ms.min(transaction_ms) * 2 / 3)
+}
+
+fn number(config: &ClientConfig, name: &str) -> Option<u64> {
+    config.get(name)?.trim().parse().ok()
 }
 
 impl Drop for Transaction<'_> {

@@ -6,7 +6,7 @@
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -55,23 +55,35 @@ pub(super) struct Outgoing<'a> {
 
 /// The producer's client and its topics. Its fields are dropped in their order:
 /// librdkafka wants a client's topics and queues gone before the client, and it
-/// speaks to the deliveries as long as the client lives.
+/// speaks to those who listen as long as the client lives.
 pub(super) struct Client {
     topics: Vec<Topic>,
     _events: Events,
     native: Arc<client::Client<Logs>>,
-    deliveries: Arc<Deliveries>,
+    heard: Arc<Heard>,
+}
+
+/// What librdkafka's own threads tell in passing.
+struct Heard {
+    deliveries: Deliveries,
+    coordinator_losses: AtomicU64,
 }
 
 impl Client {
-    pub(super) fn connect(config: &ClientConfig, deliveries: Deliveries, topics: &[&str]) -> Result<Client> {
-        let deliveries = Arc::new(deliveries);
+    /// The topics at these indices are compressed as much as Kafka can, whatever the others are.
+    pub(super) fn connect(
+        config: &ClientConfig,
+        deliveries: Deliveries,
+        topics: &[&str],
+        well_compressed: &[usize],
+    ) -> Result<Client> {
+        let heard = Arc::new(Heard { deliveries, coordinator_losses: AtomicU64::new(0) });
         let native_config = config.create_native_config().context("configure the producer")?;
         let events = c::RD_KAFKA_EVENT_DR
             | c::RD_KAFKA_EVENT_ERROR
             | c::RD_KAFKA_EVENT_STATS
             | c::RD_KAFKA_EVENT_OAUTHBEARER_TOKEN_REFRESH;
-        // SAFETY: the configuration lives; the deliveries outlive the client that is made of it.
+        // SAFETY: the configuration lives; what is heard outlives the client that is made of it.
         unsafe {
             c::rd_kafka_conf_set_events(native_config.ptr(), events);
             // An interceptor can only be asked for before there is a client.
@@ -79,22 +91,30 @@ impl Client {
                 native_config.ptr(),
                 INTERCEPTOR.as_ptr(),
                 Some(on_new),
-                Arc::as_ptr(&deliveries).cast_mut().cast(),
+                Arc::as_ptr(&heard).cast_mut().cast(),
             );
             if code != NO_ERROR {
-                bail!("listen to the producer's deliveries: {}", RDKafkaErrorCode::from(code));
+                bail!("listen to the producer: {}", RDKafkaErrorCode::from(code));
             }
         }
         let native = client::Client::new(config, native_config, RDKafkaType::RD_KAFKA_PRODUCER, Logs)
             .context("create the producer")?;
         let native = Arc::new(native);
-        let topics = topics.iter().map(|name| Topic::new(&native, name)).collect::<Result<_>>()?;
+        let topics = topics.iter().enumerate();
+        let topics = topics
+            .map(|(index, name)| Topic::new(&native, name, well_compressed.contains(&index)))
+            .collect::<Result<_>>()?;
         let events = Events::listen(&native).context("start the producer's thread")?;
-        Ok(Client { topics, _events: events, native, deliveries })
+        Ok(Client { topics, _events: events, native, heard })
     }
 
     pub(super) fn deliveries(&self) -> &Deliveries {
-        &self.deliveries
+        &self.heard.deliveries
+    }
+
+    /// How often the connection to the transaction coordinator was lost so far.
+    pub(super) fn coordinator_losses(&self) -> u64 {
+        self.heard.coordinator_losses.load(Ordering::Acquire)
     }
 
     /// Why the client cannot be used any more, if so.
@@ -116,10 +136,10 @@ impl Client {
         outcome(unsafe { c::rd_kafka_begin_transaction(self.ptr()) })
     }
 
-    /// Waits, without a timeout, until every record has arrived or failed.
-    pub(super) fn flush(&self) -> bool {
+    /// Waits until every record has arrived or failed; `false`: not yet.
+    pub(super) fn flush(&self, timeout_ms: i32) -> bool {
         // SAFETY: the client outlives the call.
-        unsafe { c::rd_kafka_flush(self.ptr(), -1) == NO_ERROR }
+        unsafe { c::rd_kafka_flush(self.ptr(), timeout_ms) == NO_ERROR }
     }
 
     pub(super) fn send_offsets(
@@ -193,25 +213,48 @@ impl Client {
     }
 }
 
-const INTERCEPTOR: &CStr = c"deliveries";
+const INTERCEPTOR: &CStr = c"heard";
+/// librdkafka keeps a connection to the coordinator apart from those to brokers, under this name.
+const COORDINATOR: &CStr = c"TxnCoordinator";
+const DOWN: &CStr = c"DOWN";
 
 /// librdkafka calls it while it makes the client.
 unsafe extern "C" fn on_new(
     native: *mut c::rd_kafka_t,
     _config: *const c::rd_kafka_conf_t,
-    deliveries: *mut c_void,
+    heard: *mut c_void,
     _error: *mut c_char,
     _error_bytes: usize,
 ) -> c::rd_kafka_resp_err_t {
+    let name = INTERCEPTOR.as_ptr();
     // SAFETY: the client is being made; what it is given for its calls outlives it.
     unsafe {
-        c::rd_kafka_interceptor_add_on_acknowledgement(
-            native,
-            INTERCEPTOR.as_ptr(),
-            Some(on_acknowledgement),
-            deliveries,
-        )
+        let code =
+            c::rd_kafka_interceptor_add_on_acknowledgement(native, name, Some(on_acknowledgement), heard);
+        if code != NO_ERROR {
+            return code;
+        }
+        c::rd_kafka_interceptor_add_on_broker_state_change(native, name, Some(on_state_change), heard)
     }
+}
+
+/// librdkafka calls it from its own threads when a connection's state has changed.
+unsafe extern "C" fn on_state_change(
+    _native: *mut c::rd_kafka_t,
+    _broker: i32,
+    _protocol: *const c_char,
+    name: *const c_char,
+    _port: i32,
+    state: *const c_char,
+    heard: *mut c_void,
+) -> c::rd_kafka_resp_err_t {
+    // SAFETY: both are strings that live during the call, and what is heard outlives the client.
+    let (name, state, heard) =
+        unsafe { (CStr::from_ptr(name), CStr::from_ptr(state), &*heard.cast::<Heard>()) };
+    if name == COORDINATOR && state == DOWN {
+        heard.coordinator_losses.fetch_add(1, Ordering::AcqRel);
+    }
+    NO_ERROR
 }
 
 /// librdkafka calls it from its own threads, once for each record, when that has
@@ -220,11 +263,11 @@ unsafe extern "C" fn on_new(
 unsafe extern "C" fn on_acknowledgement(
     _native: *mut c::rd_kafka_t,
     record: *mut c::rd_kafka_message_t,
-    deliveries: *mut c_void,
+    heard: *mut c_void,
 ) -> c::rd_kafka_resp_err_t {
-    // SAFETY: the record lives during the call, and the deliveries longer than
-    // the client (see [`Client`]); they are only ever shared.
-    let (record, deliveries) = unsafe { (&*record, &*deliveries.cast::<Deliveries>()) };
+    // SAFETY: the record lives during the call, and what is heard longer than
+    // the client (see [`Client`]); it is only ever shared.
+    let (record, deliveries) = unsafe { (&*record, &(*heard.cast::<Heard>()).deliveries) };
     // A record may be acknowledged without an offset (librdkafka's
     // `rd_kafka_msgbatch_handle_Produce_result`): where it lies is then not known.
     if record.err == NO_ERROR && record.offset >= 0 {
@@ -234,7 +277,8 @@ unsafe extern "C" fn on_acknowledgement(
             if record.err == NO_ERROR { RDKafkaErrorCode::OffsetNotAvailable } else { record.err.into() };
         // SAFETY: a record's topic lives as long as the record, and its name with it.
         let topic = unsafe { CStr::from_ptr(c::rd_kafka_topic_name(record.rkt)) };
-        let place = format!("{} [{}]", topic.to_string_lossy(), record.partition);
+        let bytes = record.len + record.key_len;
+        let place = format!("{} [{}], a record of {bytes} bytes", topic.to_string_lossy(), record.partition);
         deliveries.failed(code, &place);
     }
     NO_ERROR
@@ -376,10 +420,22 @@ impl Drop for Membership {
 struct Topic(*mut c::rd_kafka_topic_t);
 
 impl Topic {
-    fn new(native: &client::Client<Logs>, name: &str) -> Result<Topic> {
+    fn new(native: &client::Client<Logs>, name: &str, is_well_compressed: bool) -> Result<Topic> {
         let c_name = CString::new(name).map_err(|_| anyhow!("a topic's name {name:?} holds a zero"))?;
-        // SAFETY: the client outlives the handle: `Client` drops its topics first.
-        let topic = unsafe { c::rd_kafka_topic_new(native.native_ptr(), c_name.as_ptr(), ptr::null_mut()) };
+        let mut config = ptr::null_mut();
+        if is_well_compressed {
+            // SAFETY: the client is alive; the copy is ours until a topic is made of it. A null text takes no error.
+            let set = unsafe {
+                config = c::rd_kafka_default_topic_conf_dup(native.native_ptr());
+                let (name, codec) = (c"compression.codec".as_ptr(), c"zstd".as_ptr());
+                c::rd_kafka_topic_conf_set(config, name, codec, ptr::null_mut(), 0)
+            };
+            if set != c::rd_kafka_conf_res_t::RD_KAFKA_CONF_OK {
+                bail!("this librdkafka was built without zstd");
+            }
+        }
+        // SAFETY: the client outlives the handle: `Client` drops its topics first. It takes the configuration.
+        let topic = unsafe { c::rd_kafka_topic_new(native.native_ptr(), c_name.as_ptr(), config) };
         if topic.is_null() {
             bail!("{name:?} is no name for a topic");
         }

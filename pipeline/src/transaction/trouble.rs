@@ -52,7 +52,8 @@ pub(super) fn is_permanent(code: Code) -> bool {
 pub(super) fn remedy(code: Code) -> &'static str {
     match code {
         Code::MessageSizeTooLarge => {
-            "raise the topic's max.message.bytes, as `ticket-pipeline topics apply` sets it"
+            "raise that topic's max.message.bytes beyond it: `ticket-pipeline topics plan` says what it needs at least, \
+             and a record that came compressed may need more"
         }
         Code::InvalidTimestamp | Code::InvalidRecord => {
             "the topic must take any CreateTime: see `ticket-pipeline topics plan`"

@@ -29,6 +29,7 @@ use crate::record::{Outbox, RawRecord};
 use crate::restore::Setup;
 use crate::stage::Stage;
 use crate::telemetry::{self, Instruments, Outcome, Traces};
+use crate::topology::TRANSACTION_TIMEOUT_MS;
 use crate::transaction::{Moved, Producer, Transaction, Trouble, read_headers};
 use assignment::Assignment;
 use batch::Batch;
@@ -46,9 +47,11 @@ const RESTORE_POLL: Duration = Duration::from_millis(10);
 
 const FENCE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A transaction takes in no more records when it has sent so much: a few raw
-/// records can make gigabytes, and Kafka aborts what lasts too long.
+/// A transaction takes in no more records when it has sent so much, what is to be
+/// remembered included, or has processed for so long: a few raw records can make
+/// gigabytes, and Kafka aborts what lasts too long.
 const TRANSACTION_BYTES_MAX: usize = 64 * 1024 * 1024;
+const PROCESSING_TIME_MAX: Duration = Duration::from_millis(TRANSACTION_TIMEOUT_MS / 3);
 
 /// After the n-th trouble in a row the worker waits 2^n times the least of these, up to the most.
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
@@ -222,6 +225,7 @@ impl Worker {
         let mut membership = Membership::default();
         loop {
             self.published.turn();
+            producer.check_coordinator()?;
             // What was polled is committed; what was not is the next run's.
             if self.is_stopping() && batch.records.is_empty() {
                 return Ok(());
@@ -377,9 +381,10 @@ impl Worker {
         let mut transaction = producer.begin()?;
         crash::at(Step::Process);
         let mut headers = Vec::new();
-        let mut records = 0;
+        let (began, mut records, mut remembered_bytes) = (Instant::now(), 0, 0);
         for record in &batch.records {
-            if transaction.sent_bytes() >= TRANSACTION_BYTES_MAX {
+            let bytes = transaction.sent_bytes() + remembered_bytes;
+            if bytes >= TRANSACTION_BYTES_MAX || began.elapsed() >= PROCESSING_TIME_MAX {
                 break;
             }
             records += 1;
@@ -394,11 +399,12 @@ impl Worker {
                 value: record.payload(),
                 headers: &headers,
             };
-            let begun = trace.begin(&raw);
+            let (begun, open_bytes) = (trace.begin(&raw), running.open_bytes());
             let outcome = process(running, &raw, &mut self.outbox, &mut transaction, &mut counts)?;
             if let (Some(begun), Some(outcome)) = (begun, outcome) {
                 trace.processed(&raw, begun, &outcome);
             }
+            remembered_bytes += running.open_bytes().saturating_sub(open_bytes);
         }
         crash::at(Step::Changelog);
         let moved = self.send_state(&mut transaction)?;
@@ -469,6 +475,11 @@ impl Worker {
                     "read {topic} as group {group}: {error}; allow the pipeline's user Read on group {group} in Kafka's ACLs"
                 )))
             }
+            // librdkafka would try the same batch again for ever.
+            Some(Code::BadCompression) => Err(Trouble::Stop(anyhow!(
+                "read {topic}: {error}; where a batch is larger than receive.message.max.bytes once it is decompressed, \
+                 raise that in kafka.consumer; a damaged one has to be skipped by resetting the group's offsets"
+            ))),
             _ if fatal => Err(Trouble::Rebuild(format!("read {topic}: {error}"))),
             // librdkafka goes on by itself, and has said so in the log.
             _ => Ok(()),

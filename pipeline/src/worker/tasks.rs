@@ -185,7 +185,8 @@ impl Tasks {
             None => restore::create(&clients::log_reader(&setup.topology))?,
         };
         let all_wait = self.step_restores(setup, consumer, &asker);
-        self.asker = Some(asker);
+        // Where it could not be answered, it may be what is wrong.
+        self.asker = all_wait.is_ok().then_some(asker);
         all_wait
     }
 
@@ -430,6 +431,11 @@ impl Running {
         };
         task.store.apply(&positions)?;
         task.store.flush_if_due(Instant::now())
+    }
+
+    /// How much the open transaction has to remember, about.
+    pub(super) fn open_bytes(&mut self) -> usize {
+        self.work.task().map_or(0, |task| task.store.open_bytes())
     }
 
     /// Whether there is something to commit.
