@@ -19,9 +19,10 @@ fn a_crash_costs_the_difference_and_a_lost_disk_all() {
     process.kill();
 
     let process = pipeline.start("a");
-    wait::until("all are restored", || (process.log().lines("restored").len() == 4).then_some(()));
+    wait::until("all are restored", || (process.log().lines("restored").len() >= 4).then_some(()));
     let log = process.end_well();
-    let read = log.numbers("restored", "records");
+    // What a rebalance hands on meanwhile costs nothing.
+    let read: Vec<i64> = log.numbers("restored", "records").into_iter().filter(|read| *read > 0).collect();
     // An entry and a commit record for each partition, where the histories left thousands.
     assert_eq!(read, [2, 2, 2, 2], "{}", log.0);
     let from = log.numbers("restoring", "changelog_from");

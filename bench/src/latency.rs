@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 use serde_json::{Value, json};
@@ -149,8 +150,10 @@ fn read(reader: &BaseConsumer, began: Instant, rate: u32, events: u64) -> Result
     let deadline = began + load::due(events, rate) + LATE_MAX;
     while seen < events {
         ensure!(Instant::now() < deadline, "{seen} of {events} events came through");
-        let Some(record) = reader.poll(Duration::from_millis(100)) else { continue };
-        let record = record.context("read a forwarded record")?;
+        let record = match reader.poll(Duration::from_millis(100)) {
+            None | Some(Err(KafkaError::PartitionEOF(_))) => continue,
+            Some(record) => record.context("read a forwarded record")?,
+        };
         let now = Instant::now();
         let number = record.payload().and_then(stream::number_of).context("a forwarded record is whole")?;
         let Some(index) = number.checked_sub(FIRST_EVENTS) else { continue };

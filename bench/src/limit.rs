@@ -155,7 +155,7 @@ impl Clients {
         let producer = [
             ("transactional.id", limit.group.as_str()),
             ("transaction.timeout.ms", "15000"),
-            ("linger.ms", "5"),
+            ("linger.ms", "10"),
             ("compression.type", "lz4"),
             ("retry.backoff.ms", "20"),
             ("queue.buffering.max.kbytes", "131072"),

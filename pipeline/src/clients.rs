@@ -105,7 +105,9 @@ pub fn consumer(topology: &Topology, member: &Member) -> ClientConfig {
 #[must_use]
 pub fn producer(topology: &Topology, member: &Member) -> ClientConfig {
     let mut config = base(&topology.kafka);
-    config.set("linger.ms", "5");
+    // A transaction writes to many partitions, each in requests of its own: shorter makes more of
+    // them, longer leaves more to be sent when all is processed.
+    config.set("linger.ms", "10");
     config.set("compression.type", "lz4");
     config.set("retry.backoff.ms", "20");
     config.set("queue.buffering.max.kbytes", member.producer_queue_kib.to_string());

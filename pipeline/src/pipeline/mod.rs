@@ -205,7 +205,7 @@ fn store_settings(topology: &Topology) -> StoreSettings {
         flush_records_max: topology.state.flush_records_max,
         flush_interval_ms: topology.state.flush_interval_ms,
         dedupe_window_ms: topology.policies.dedupe_window_ms,
-        // A quarter; the producers' queues take another, batches, overlays and the consumers' queues the rest.
+        // A quarter; the producers' queues take another, the consumers' a thirty-second, batches and overlays the rest.
         memory_bytes: topology.limits.memory_mb.saturating_mul(1024 * 1024) / 4,
     }
 }
