@@ -10,11 +10,14 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use ticket_pipeline::lines::RawLine;
+use ticket_pipeline::topics::{RawTopic, Role, wanted};
 use ticket_pipeline::topology::Topology;
 
 use crate::broker;
@@ -76,6 +79,26 @@ pub(crate) struct Pipeline {
     /// All that is in the raw topic.
     fed: RefCell<Vec<RawLine>>,
     runs: Cell<u32>,
+}
+
+impl Drop for Pipeline {
+    /// A broker holds files open for each partition, and it may have only so many.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        let all = wanted(&self.topology, RawTopic::to_be_made(&self.topology));
+        // The raw topic may be another's, too.
+        let ours: Vec<&str> =
+            all.iter().filter(|topic| topic.role != Role::Raw).map(|topic| topic.name.as_str()).collect();
+        let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
+            .set("bootstrap.servers", broker::address())
+            .create()
+            .expect("an admin client can be made");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        // What a test has deleted itself is gone already.
+        drop(runtime.block_on(admin.delete_topics(&ours, &AdminOptions::new())));
+    }
 }
 
 impl Pipeline {

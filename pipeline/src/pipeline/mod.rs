@@ -26,7 +26,7 @@ use crate::store::{StateDirectory, StoreSettings};
 use crate::telemetry::Telemetry;
 use crate::topics;
 use crate::topology::Topology;
-use crate::worker::{Orders, Published, Worker};
+use crate::worker::{Orders, Published, Worker, WorkerState};
 use caught_up::CaughtUp;
 use housekeeping::Housekeeping;
 use observing::Observing;
@@ -35,6 +35,9 @@ use progress::Progress;
 
 /// How often the workers are looked after.
 const TICK: Duration = Duration::from_millis(50);
+
+/// When all is done, a client that leaves its group in the middle of a rebalance is waited for so long.
+const LEAVE_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// How a run goes.
 #[derive(Debug, Clone, Copy)]
@@ -113,6 +116,7 @@ fn work(
 
     let mut workers = spawn_workers(&setups, instance, watched, orders)?;
     let mut outcome = Ok(());
+    let mut stopping_since = None;
     while !workers.is_empty() {
         std::thread::sleep(TICK);
         for finished in workers.extract_if(.., |worker| worker.thread.is_finished()) {
@@ -126,6 +130,14 @@ fn work(
         let statuses = health.statuses();
         progress.tick(&statuses);
         if orders.stop.load(Ordering::Relaxed) {
+            let since = *stopping_since.get_or_insert_with(Instant::now);
+            let have_ended = statuses.iter().all(|status| status.state == WorkerState::Ended);
+            if have_ended && since.elapsed() > LEAVE_TIME_MAX {
+                tracing::warn!(
+                    "all is committed and closed, and a client does not leave its group: ending without it"
+                );
+                break;
+            }
             continue;
         }
         if let Err(error) = housekeeping.tick(&statuses) {

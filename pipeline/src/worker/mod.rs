@@ -201,6 +201,10 @@ impl Worker {
         self.subscribe(&consumer)?;
         let outcome = self.turns(&consumer, &mut producer);
         let closed = self.tasks.close_all();
+        if self.is_stopping() && outcome.is_ok() && closed.is_ok() {
+            // Only the client's leave is left to come.
+            self.enter(WorkerState::Ended);
+        }
         drop(consumer);
         outcome.and(closed.map_err(Trouble::from))
     }

@@ -17,7 +17,7 @@ pub enum WorkerState {
     Joining,
     /// It has its partitions, if only none at all.
     Working,
-    /// Its thread has ended.
+    /// All is committed and its stores are closed.
     Ended,
 }
 
