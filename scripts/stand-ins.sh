@@ -96,6 +96,8 @@ stand_in_kafka() {
         --output "$root/opt/java/openjdk"
     put_libraries "$root" "$root"/opt/java/openjdk/bin/java "$root"/opt/java/openjdk/lib/*.so "$root"/opt/java/openjdk/lib/server/*.so
     cp "$jars"/libs/*.jar "$root/opt/kafka/libs/"
+    # Dead letters are compressed by zstd, whose library in Kafka's jars asks for it.
+    copy_to "$root" "$(ldconfig -p | awk '/libpthread\.so\.0.*x86-64/ { print $NF; exit }')"
     : >"$root/etc/kafka/docker/server.properties"
     for name in log4j2.yaml tools-log4j2.yaml; do
         printf '%s\n' 'Configuration:' '  Appenders:' '    Console:' '      name: STDOUT' '      PatternLayout:' \
