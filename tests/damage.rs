@@ -85,7 +85,7 @@ fn a_damaged_store_is_wiped_with_a_warning_and_restored_before_it_is_read() {
 fn damage_that_comes_to_light_in_a_running_process_is_wiped_and_restored_in_it() {
     let (pipeline, uids) = emitted("damaged-running");
     let process = pipeline.start("a");
-    wait::until("all are restored", || (process.log().lines("restored").len() >= 4).then_some(()));
+    wait::until("all are restored", || process.log().has_restored(4).then_some(()));
     // Nothing of it was read yet.
     for partition in 0..PARTITIONS {
         files(&store(&pipeline, partition), ".sst").iter().for_each(|file| flip(file));

@@ -160,7 +160,7 @@ fn forgotten_offsets_are_the_states_with_the_disk_and_without() {
 fn a_changelog_that_is_deleted_under_a_run_ends_it_in_plain_words() {
     let (pipeline, uids) = emitted("deleted-under-a-run");
     let mut process = pipeline.start("a");
-    wait::until("all are restored", || (process.log().lines("restored").len() >= 4).then_some(()));
+    wait::until("all are restored", || process.log().has_restored(4).then_some(()));
     delete(&[pipeline.logs()[0]]);
     wait::until("the topics are made anew", || {
         pipeline.command(&["topics", "apply"]).status.success().then_some(())

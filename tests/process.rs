@@ -1,5 +1,6 @@
 //! Processes that run the pipeline: how they end, and what they have logged.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -116,6 +117,28 @@ impl Log {
         // A line may be half written.
         let (_, rest) = line.split_once(&format!(" {field}="))?;
         Some(rest.split_whitespace().next()?.to_owned())
+    }
+
+    /// How many records each partition was restored from, in all; a rebalance may hand one on.
+    pub(crate) fn restored(&self) -> BTreeMap<i64, i64> {
+        let mut restored = BTreeMap::new();
+        for line in self.lines("restored") {
+            let number = |field: &str| -> Option<i64> {
+                line.split_once(&format!(" {field}="))?.1.split_whitespace().next()?.parse().ok()
+            };
+            // The last line may be half written: its last field tells.
+            if let (Some(partition), Some(records), Some(_)) =
+                (number("partition"), number("records"), number("elapsed_ms"))
+            {
+                *restored.entry(partition).or_default() += records;
+            }
+        }
+        restored
+    }
+
+    /// Whether so many partitions are restored.
+    pub(crate) fn has_restored(&self, partitions: usize) -> bool {
+        self.restored().len() == partitions
     }
 
     /// A count of the last progress line, which tells of the whole run.

@@ -47,7 +47,7 @@ fn a_restart_within_the_session_has_its_partitions_back_at_once() {
 fn a_second_process_on_the_same_state_directory_is_refused() {
     let pipeline = Pipeline::new("locked", &Settings::default());
     let mut first = pipeline.start("a");
-    wait::until("the first runs", || (first.log().lines("restored").len() >= 4).then_some(()));
+    wait::until("the first runs", || first.log().has_restored(4).then_some(()));
     let second = pipeline.start("a").wait();
     assert_eq!(second.status.code(), Some(1));
     let said = &second.log.0;
