@@ -4,11 +4,14 @@
 use std::net::TcpListener;
 use std::time::Duration;
 
+use rdkafka::ClientConfig;
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 use serde_json::Value;
+use ticket_pipeline::lines::RawLine;
 
 use crate::pipeline::{Pipeline, Settings};
 use crate::process::Process;
-use crate::story::{in_every_partition, opened};
+use crate::story::{in_every_partition, moved, opened};
 use crate::wait;
 
 /// The pages of a process.
@@ -116,6 +119,45 @@ fn nothing_lags_where_all_that_was_re_keyed_is_read() {
     let mut ends: Vec<i64> = (0..4).map(|partition| pipeline.true_end(&internal, partition)).collect();
     ends.sort_unstable();
     assert_eq!(ends, [0, 2, 2, 2]);
+    process.end_well();
+}
+
+#[test]
+fn nothing_lags_where_only_markers_and_what_was_aborted_are_left_of_the_raw_topic() {
+    let pipeline = Pipeline::new("raw-transactions", &served());
+    let producer: ThreadedProducer<DefaultProducerContext> = ClientConfig::new()
+        .set("bootstrap.servers", crate::broker::address())
+        .set("transactional.id", pipeline.topic("platform"))
+        .create()
+        .expect("a producer");
+    producer.init_transactions(wait::PATIENCE).expect("transactions");
+    let send = |status: &str| {
+        producer.begin_transaction().expect("a transaction");
+        for uid in in_every_partition("T") {
+            let RawLine { partition, key, value, .. } = moved(&uid, status);
+            let (key, value) = (key.expect("a key"), value.expect("a value"));
+            let topic = pipeline.topic("ticket.raw");
+            let record = BaseRecord::to(&topic).partition(partition).key(&key).payload(&value);
+            producer.send(record).map_err(|(error, _)| error).expect("it is taken");
+        }
+        producer.flush(wait::PATIENCE).expect("it arrives");
+    };
+    send("open");
+    producer.commit_transaction(wait::PATIENCE).expect("it is committed");
+    send("closed");
+    producer.abort_transaction(wait::PATIENCE).expect("it is aborted");
+
+    let process = pipeline.start("a");
+    let pages = Pages::of(&process);
+    wait::until("every record is read, and no partition lags in records or time", || {
+        let tasks = tasks_of(&pages.status());
+        let read = tasks.iter().filter(|task| task["position"] == 1).count();
+        let level = tasks.iter().filter(|task| task["lag"] == 0 && task["lagSeconds"] == 0.0).count();
+        (tasks.len() == 4 && read == 4 && level == 4).then_some(())
+    });
+    for partition in 0..4 {
+        assert_eq!(pipeline.true_end(&pipeline.topic("ticket.raw"), partition), 4);
+    }
     process.end_well();
 }
 
