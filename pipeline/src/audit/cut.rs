@@ -23,8 +23,8 @@ use crate::topology::Topology;
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const ASK_AGAIN: Duration = Duration::from_millis(50);
-/// A broker ends a transaction that is older than its timeout within ten seconds.
-const DECIDED_WITHIN: Duration = Duration::from_millis(TRANSACTION_TIMEOUT_MS + 15_000);
+/// A broker ends a transaction that is older than its timeout within ten seconds, a busy one a little later.
+const DECIDED_WITHIN: Duration = Duration::from_millis(TRANSACTION_TIMEOUT_MS + 30_000);
 
 /// Where everything stood.
 #[derive(Debug)]
