@@ -103,7 +103,7 @@ fn a_run_becomes_ready_and_tells_its_workers_tasks_positions_and_lag() {
 
 #[test]
 fn nothing_lags_where_all_that_was_re_keyed_is_read() {
-    // One worker of each stage: no other that joins the group ends a transaction, which would count.
+    // One worker of each stage: no other that joins the group ends a transaction, whose marker would move the ends.
     let pipeline = Pipeline::new("re-keyed-lag", &Settings { rekeyed: true, workers: 1, ..served() });
     // To one partition nothing comes.
     pipeline.append(in_every_partition("T").iter().skip(1).map(|uid| opened(uid)));
