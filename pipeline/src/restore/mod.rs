@@ -8,13 +8,14 @@
 //! committed offset was moved back it says so; how a state is made anew is
 //! [`crate::rebuild`]'s to know. It does not know tasks, nor what an entry means.
 
+mod offsets;
 mod plan;
 mod reader;
 mod reading;
 mod rekeying;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::anyhow;
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
@@ -23,17 +24,12 @@ use crate::clients::{self, Logs};
 use crate::commit_record::Ends;
 use crate::store::{Positions, Reset, StateDirectory, Store};
 use crate::topology::Topology;
-use crate::transaction::{DECIDED_WITHIN, Trouble};
+use crate::transaction::Trouble;
+use offsets::{Committed, Question};
 use plan::{Plan, Start};
-use reader::{Committed, committed};
 pub(crate) use reader::{create, is_passing, watermarks};
 use reading::{Read, Reading};
 pub use rekeying::Resume;
-
-/// While a transaction holds offsets back, asking for them blocks; the worker
-/// has others to serve meanwhile. A slow broker is given more time by and by.
-const COMMITTED_TIMEOUT_MIN: Duration = Duration::from_millis(250);
-const COMMITTED_TIMEOUT_MAX: Duration = Duration::from_secs(4);
 
 /// What a process knows when its workers start.
 #[derive(Debug)]
@@ -65,7 +61,7 @@ enum Stage {
     /// Another worker of this process may still have the store open.
     Open,
     /// Offsets that a transaction holds back are not known yet.
-    Committed(Store),
+    Committed(Store, Question),
     /// The log's last stable offset may lie before what is committed.
     Settle(Course),
     /// What is to be read is known, and by whom is not.
@@ -96,22 +92,17 @@ struct Waiting {
 impl Waiting {
     /// `why` says what is waited for; past the time in which a broker ends a
     /// transaction, it is said aloud.
-    fn note(&mut self, partition: i32, why: &str) {
+    fn note(&mut self, setup: &Setup, partition: i32, why: &str) {
         self.attempts += 1;
-        if !self.warned && self.is_long() {
+        if !self.warned && self.is_long(setup) {
             self.warned = true;
-            tracing::warn!(
-                partition,
-                why,
-                "still waiting to restore: is Kafka whole, or is there a hanging transaction of __consumer_offsets? \
-                 (kafka-transactions.sh find-hanging)"
-            );
+            tracing::warn!(partition, why, "still waiting to restore: is Kafka whole?");
         }
     }
 
     /// Whether every transaction of when it began would be decided by now.
-    fn is_long(&mut self) -> bool {
-        self.since.get_or_insert_with(Instant::now).elapsed() > DECIDED_WITHIN
+    fn is_long(&mut self, setup: &Setup) -> bool {
+        self.since.get_or_insert_with(Instant::now).elapsed() > clients::decided_within(&setup.topology)
     }
 }
 
@@ -206,10 +197,10 @@ impl Restore {
     ) -> Result<Progress, Trouble> {
         match std::mem::replace(&mut self.stage, Stage::Done) {
             Stage::Open => match setup.state.open(self.partition)? {
-                Some(store) => self.go_on(Stage::Committed(store)),
-                None => self.wait(Stage::Open, "its store is still open in another worker"),
+                Some(store) => self.go_on(Stage::Committed(store, Question::new(self.partition))),
+                None => self.wait(setup, Stage::Open, "its store is still open in another worker"),
             },
-            Stage::Committed(store) => self.ask_committed(setup, consumer, store),
+            Stage::Committed(store, question) => self.ask_committed(setup, consumer, store, question),
             Stage::Settle(course) => self.settle(setup, asker, course),
             Stage::Ready(course, positions) if !may_read => {
                 self.stage = Stage::Ready(course, positions);
@@ -230,9 +221,9 @@ impl Restore {
         Ok(Progress::Left(0))
     }
 
-    fn wait(&mut self, stage: Stage, why: &str) -> Result<Progress, Trouble> {
+    fn wait(&mut self, setup: &Setup, stage: Stage, why: &str) -> Result<Progress, Trouble> {
         self.stage = stage;
-        self.waiting.note(self.partition, why);
+        self.waiting.note(setup, self.partition, why);
         Ok(Progress::Waiting)
     }
 
@@ -241,10 +232,9 @@ impl Restore {
         setup: &Setup,
         consumer: &BaseConsumer<C>,
         store: Store,
+        mut question: Question,
     ) -> Result<Progress, Trouble> {
-        let timeout = COMMITTED_TIMEOUT_MIN * 2u32.saturating_pow(self.waiting.attempts.min(8));
-        let topic = setup.topology.input_topic();
-        match committed(consumer, topic, self.partition, timeout.min(COMMITTED_TIMEOUT_MAX)) {
+        match question.ask(setup, consumer) {
             Ok(committed) => {
                 let targets = match committed.and_then(|committed| committed.ends) {
                     Some(ends) => ends,
@@ -252,7 +242,10 @@ impl Restore {
                 };
                 self.go_on(Stage::Settle(Course { store, committed, targets, ids_begin_late: false }))
             }
-            Err(Trouble::Again(why)) => self.wait(Stage::Committed(store), &why),
+            Err(Trouble::Again(_)) => {
+                self.stage = Stage::Committed(store, question);
+                Ok(Progress::Waiting)
+            }
             Err(trouble) => Err(trouble),
         }
     }
@@ -283,11 +276,11 @@ impl Restore {
                 let what = format!("the committed offset belongs to {targets:?}, and they end at {ends:?}");
                 return Err(self.lost_records(setup, &what));
             }
-            if self.waiting.is_long() {
+            if self.waiting.is_long(setup) {
                 let stable = Ends { changelog: changelog_stable, ids: ids_stable };
                 return Err(self.hanging(setup, targets, stable));
             }
-            return self.wait(Stage::Settle(course), "a transaction is not decided");
+            return self.wait(setup, Stage::Settle(course), "a transaction is not decided");
         }
         let lows = Ends { changelog: changelog_low, ids: ids_low };
         self.look_for_loss(setup, &course, lows)?;
@@ -352,7 +345,7 @@ impl Restore {
     /// Kafka has committed the offsets, and the records that were to be committed
     /// with them are not. Whatever this producer did next would decide them too.
     fn hanging(&self, setup: &Setup, committed: Ends, stable: Ends) -> Trouble {
-        let Topology { changelog_topic, ids_topic, group, state, .. } = &*setup.topology;
+        let Topology { changelog_topic, ids_topic, .. } = &*setup.topology;
         let partition = self.partition;
         let (topic, stable, committed) = if stable.changelog < committed.changelog {
             (changelog_topic, stable.changelog, committed.changelog)
@@ -363,10 +356,8 @@ impl Restore {
             "hanging transaction: {topic} [{partition}] is committed up to offset {committed}, and is not readable from \
              {stable} on: Kafka has lost the commit markers of a transaction, whose outputs hang with it. Aborting it \
              alone would lose them. To emit them again instead: stop every process of the pipeline, abort what \
-             `kafka-transactions.sh find-hanging` lists of its topics, delete every state directory ({:?}) and the group's \
-             offsets (`kafka-consumer-groups.sh --delete-offsets --group {group} --topic {}`), and start it again",
-            state.dir,
-            setup.topology.input_topic(),
+             `kafka-transactions.sh find-hanging` lists of its topics, {}",
+            begin_behind_the_logs(setup),
         ))
     }
 
@@ -512,4 +503,17 @@ impl Restore {
         let whole_at = (!is_begun).then_some(reset.from);
         Ok((reset.to.max(low), Some(Replay { reset, is_logged, whole_at, low })))
     }
+}
+
+/// What is left to do where transactions hung and were aborted: the ids log then
+/// says where the input goes on, and nothing else may.
+fn begin_behind_the_logs(setup: &Setup) -> String {
+    let topology = &setup.topology;
+    format!(
+        "delete every state directory ({:?}) and the group's offsets (`kafka-consumer-groups.sh --delete-offsets --group {} \
+         --topic {}`), and start it again",
+        topology.state.dir,
+        setup.stage.group(topology),
+        setup.stage.topic(topology),
+    )
 }
