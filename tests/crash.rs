@@ -3,8 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use ticket_pipeline::lines::RawLine;
-
 use crate::datasets::{DataSet, HISTORIES, NASTY};
 use crate::pipeline::{Pipeline, Settings};
 use crate::process::Process;
@@ -80,7 +78,7 @@ fn of_two_processes_one_is_killed_and_the_other_goes_on_until_it_is_back() {
         Settings { workers: 1, batch_records_max: 4, commit_interval: "5ms", ..Settings::default() };
     let pipeline = Pipeline::new("one-of-two", &settings);
     // Records of every partition for each of the three stages: whoever joins late, all have work.
-    let [before, meanwhile, after] = [0, 1, 2].map(|third| thirds(&HISTORIES, third));
+    let [before, meanwhile, after] = [0, 1, 2].map(|third| HISTORIES.third(third));
     pipeline.append(before);
     let survivor = pipeline.start("a");
     let victim = pipeline.start("b");
@@ -101,14 +99,6 @@ fn of_two_processes_one_is_killed_and_the_other_goes_on_until_it_is_back() {
         assert!(log.total("records") > 0, "both took part:\n{}\nand\n{}", survivor.0, back.0);
     }
     pipeline.assert_emitted(&HISTORIES);
-}
-
-/// A third of each partition's records, in their order.
-fn thirds(set: &DataSet, third: usize) -> Vec<RawLine> {
-    let raw = set.raw();
-    let in_partition = |partition| raw.iter().filter(|raw| raw.partition == partition).count();
-    let is_in = |raw: &&RawLine| raw.offset as usize * 3 / in_partition(raw.partition) == third;
-    raw.iter().filter(is_in).cloned().collect()
 }
 
 /// Of four partitions in two processes each ends up with two.

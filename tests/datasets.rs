@@ -67,6 +67,14 @@ impl DataSet {
         self.raw_text().lines().map(parse).collect()
     }
 
+    /// A third of each partition's records, from 0, in their order.
+    pub(crate) fn third(&self, third: usize) -> Vec<RawLine> {
+        let raw = self.raw();
+        let in_partition = |partition| raw.iter().filter(|raw| raw.partition == partition).count();
+        let is_in = |raw: &&RawLine| raw.offset as usize * 3 / in_partition(raw.partition) == third;
+        raw.iter().filter(is_in).cloned().collect()
+    }
+
     /// What must come out of them.
     pub(crate) fn expected(&self) -> Vec<Line> {
         let file = data().join(format!("{}.expected.ndjson.zst", self.name));

@@ -27,6 +27,8 @@ use crate::process::{Log, Process};
 use crate::tasks::PARTITIONS;
 use crate::wait;
 
+pub(crate) use emitted::Run;
+
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// As long as the contract's name, so that no derived event changes its size.
