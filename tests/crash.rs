@@ -1,7 +1,6 @@
 //! kill -9 at random moments: nothing is lost, nothing doubled, and the state
 //! is what it would have been.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use ticket_pipeline::lines::RawLine;
@@ -122,7 +121,7 @@ fn live_for(time: Duration) {
 fn of_two_processes_one_is_killed_and_the_other_goes_on_until_it_is_back() {
     let pipeline = Pipeline::new("one-of-two", &Settings { workers: 1, ..smallest_transactions() });
     // Records of every partition for each of the stages: whoever joins late, all have work.
-    let [before, meanwhile, undone, after] = parts(&HISTORIES);
+    let [before, meanwhile, undone, after] = HISTORIES.parts();
     pipeline.append(before);
     let survivor = pipeline.start("a");
     let victim = pipeline.start("b");
@@ -145,18 +144,6 @@ fn of_two_processes_one_is_killed_and_the_other_goes_on_until_it_is_back() {
         assert!(log.total("records") > 0, "both took part:\n{}\nand\n{}", survivor.0, back.0);
     }
     pipeline.assert_emitted(&HISTORIES);
-}
-
-/// Of each partition's records as many in each part, in their order.
-pub(crate) fn parts<const PARTS: usize>(set: &DataSet) -> [Vec<RawLine>; PARTS] {
-    let raw = set.raw();
-    let ends: BTreeMap<i32, usize> = raw.iter().map(|raw| (raw.partition, raw.offset as usize + 1)).collect();
-    let mut parts = [(); PARTS].map(|()| Vec::new());
-    for raw in raw {
-        let part = raw.offset as usize * PARTS / ends[&raw.partition];
-        parts[part].push(raw);
-    }
-    parts
 }
 
 /// Of four partitions in two processes each ends up with two.

@@ -26,6 +26,8 @@ use crate::process::{Log, Process};
 use crate::tasks::PARTITIONS;
 use crate::wait;
 
+pub(crate) use emitted::Run;
+
 /// As long as the contract's name, so that no derived event changes its size.
 const RAW_TOPIC: &str = "ticket.raw";
 

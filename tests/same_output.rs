@@ -1,7 +1,7 @@
 //! However many workers, processes and commits: what comes out is what the
 //! expected files say, and the same bytes each time.
 
-use crate::crash::{owns_two, parts, smallest_transactions};
+use crate::crash::{owns_two, smallest_transactions};
 use crate::datasets::{self, HISTORIES, NASTY};
 use crate::pipeline::{Pipeline, Settings};
 use crate::wait;
@@ -40,7 +40,7 @@ fn every_variant_comes_out_as_expected() {
 #[test]
 fn a_process_that_joins_in_the_middle_takes_its_share_and_changes_nothing() {
     let pipeline = Pipeline::new("two-processes", &Settings { workers: 1, ..smallest_transactions() });
-    let [before, after] = parts(&HISTORIES);
+    let [before, after] = HISTORIES.parts();
     pipeline.append(before);
     let first = pipeline.start("a");
     pipeline.wait_until_committed(1);

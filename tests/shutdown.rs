@@ -3,13 +3,13 @@
 
 use std::collections::BTreeMap;
 
-use crate::crash::{parts, smallest_transactions};
+use crate::crash::smallest_transactions;
 use crate::datasets::HISTORIES;
 use crate::pipeline::{Pipeline, Settings};
 
 fn a_clean_end(signal: &str) {
     let pipeline = Pipeline::new("ended", &smallest_transactions());
-    let [begun, undone] = parts(&HISTORIES);
+    let [begun, undone] = HISTORIES.parts();
     pipeline.append(begun);
     let process = pipeline.start("a");
     pipeline.wait_until_committed(1);

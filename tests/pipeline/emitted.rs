@@ -19,6 +19,15 @@ use crate::lines::{Line, Sourced, assert_same_by_source, with_sources};
 use crate::tasks::{PARTITIONS, Tasks};
 use crate::wait;
 
+/// The records of each partition from one position to another, with a state of
+/// what came from `low` on.
+#[derive(Debug, Clone)]
+pub(crate) struct Run {
+    pub(crate) low: BTreeMap<i32, i64>,
+    pub(crate) from: BTreeMap<i32, i64>,
+    pub(crate) to: BTreeMap<i32, i64>,
+}
+
 impl Pipeline {
     /// All that was emitted, in the order of each partition, topics by the names of the contract.
     ///
@@ -183,13 +192,38 @@ impl Pipeline {
 
     /// The same, and after it once more what came from those positions on, for each replay.
     pub(crate) fn assert_emitted_again_from(&self, replays: &[BTreeMap<i32, i64>]) {
+        let end = self.everywhere(|end| end);
+        let beginning = self.everywhere(|_| 0);
+        let run =
+            |from: &BTreeMap<i32, i64>| Run { low: beginning.clone(), from: from.clone(), to: end.clone() };
+        let runs: Vec<Run> = [&beginning].into_iter().chain(replays).map(run).collect();
+        self.assert_emitted_in(&runs);
+    }
+
+    /// What these runs emit, one behind the other, and nothing else.
+    pub(crate) fn assert_emitted_in(&self, runs: &[Run]) {
         let fed = self.fed.borrow();
-        let mut expected = self.expected_of(&fed);
-        for from in replays {
-            let is_again = |raw: &RawLine| raw.offset >= from[&raw.partition];
-            expected.extend(self.expected_where(&fed, is_again));
-        }
+        let expected: Vec<Sourced> = runs.iter().flat_map(|run| self.expected_in(&fed, run)).collect();
         assert_same_by_source(&self.group, &expected, &self.emitted());
+    }
+
+    /// What a run emits of records.
+    fn expected_in(&self, fed: &[RawLine], run: &Run) -> Vec<Sourced> {
+        let at = |positions: &BTreeMap<i32, i64>, raw: &RawLine| positions[&raw.partition];
+        let known: Vec<RawLine> = fed.iter().filter(|raw| raw.offset >= at(&run.low, raw)).cloned().collect();
+        self.expected_where(&known, |raw| (at(&run.from, raw)..at(&run.to, raw)).contains(&raw.offset))
+    }
+
+    /// Whether a run emits other bytes than the same one that knows all that was before it.
+    pub(crate) fn depends_on_the_head(&self, run: &Run) -> bool {
+        let fed = self.fed.borrow();
+        let whole = Run { low: self.everywhere(|_| 0), ..run.clone() };
+        self.expected_in(&fed, run) != self.expected_in(&fed, &whole)
+    }
+
+    /// A position in each partition, from where that ends.
+    pub(crate) fn everywhere(&self, position: impl Fn(i64) -> i64) -> BTreeMap<i32, i64> {
+        (0..PARTITIONS).map(|partition| (partition, position(self.end_of(partition)))).collect()
     }
 
     /// The same for what is committed so far, and nothing beyond it.
