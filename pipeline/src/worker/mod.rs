@@ -223,7 +223,7 @@ impl Worker {
     }
 
     fn turns(&mut self, consumer: &BaseConsumer<Assignment>, producer: &mut Producer) -> Result<(), Trouble> {
-        let mut batch = Batch::new();
+        let mut batch = Batch::new(Duration::from_millis(self.setup.topology.runtime.commit_interval_ms));
         let mut troubles = 0;
         let mut restores_wait = false;
         let mut membership = Membership::default();
@@ -260,9 +260,10 @@ impl Worker {
             }
             let is_due = (due || self.is_stopping()) && !batch.records.is_empty();
             if is_due || self.tasks.are_foreign() {
+                let began = Instant::now();
                 match self.turn(consumer, producer, &batch) {
                     Ok(done) => {
-                        batch.drop_first(done.records);
+                        batch.drop_first(done.records, began);
                         troubles = 0;
                         if done.slow {
                             return Err(Trouble::Rebuild("a commit took very long".into()));
@@ -285,9 +286,10 @@ impl Worker {
         }
     }
 
-    /// Polls until the batch is due, or nothing more comes at once while there
-    /// is a restore to advance. Rebalances land here, with no transaction open.
-    /// After a trouble it polls at least for that long, whatever the batch.
+    /// Polls until the batch is due and holds all that comes at once, or nothing
+    /// more comes at once while there is a restore to advance. Rebalances land
+    /// here, with no transaction open. After a trouble it polls at least for that
+    /// long, whatever the batch.
     fn poll<'c>(
         &mut self,
         consumer: &'c BaseConsumer<Assignment>,
@@ -296,12 +298,11 @@ impl Worker {
         pause: Duration,
     ) -> Result<bool, Trouble> {
         let topology = Arc::clone(&self.setup.topology);
-        let interval = Duration::from_millis(topology.runtime.commit_interval_ms);
         let not_before = (!pause.is_zero()).then(|| Instant::now() + pause);
         loop {
             let pausing =
                 not_before.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()));
-            let mut wait = batch.wait(interval).unwrap_or(IDLE_POLL).max(pausing).min(IDLE_POLL);
+            let mut wait = batch.wait().unwrap_or(IDLE_POLL).max(pausing).min(IDLE_POLL);
             let at_once = self.tasks.are_restoring() || self.tasks.are_rebuilding();
             if at_once && pausing.is_zero() {
                 wait = wait.min(if restores_wait { RESTORE_POLL } else { Duration::ZERO });
@@ -337,8 +338,8 @@ impl Worker {
                 Some(Err(error)) => self.judge(&error)?,
                 None => {}
             }
-            let due =
-                batch.is_full(&topology.limits) || batch.wait(interval).is_some_and(|wait| wait.is_zero());
+            let is_waiting = came || batch.wait().is_none_or(|wait| !wait.is_zero());
+            let due = batch.is_full(&topology.limits) || !is_waiting;
             let pausing = not_before.is_some_and(|until| Instant::now() < until);
             if self.is_stopping() || (!pausing && (due || !came)) {
                 return Ok(due && !pausing);
