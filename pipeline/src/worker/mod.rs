@@ -198,7 +198,7 @@ impl Worker {
     }
 
     fn turns(&mut self, consumer: &BaseConsumer<Assignment>, producer: &mut Producer) -> Result<(), Trouble> {
-        let mut batch = Batch::new();
+        let mut batch = Batch::new(Duration::from_millis(self.setup.topology.runtime.commit_interval_ms));
         let mut troubles = 0;
         let mut restores_wait = false;
         let mut membership = Membership::default();
@@ -235,9 +235,10 @@ impl Worker {
             }
             let is_due = (due || self.is_stopping()) && !batch.records.is_empty();
             if is_due || self.tasks.are_foreign() {
+                let began = Instant::now();
                 match self.turn(consumer, producer, &batch) {
                     Ok(done) => {
-                        batch.drop_first(done.records);
+                        batch.drop_first(done.records, began);
                         troubles = 0;
                         if done.slow {
                             return Err(Trouble::Rebuild("a commit took very long".into()));

@@ -20,9 +20,10 @@ const IDLE_POLL: Duration = Duration::from_millis(100);
 const RESTORE_POLL: Duration = Duration::from_millis(10);
 
 impl Worker {
-    /// Polls until the batch is due, or nothing more comes at once while there
-    /// is a restore to advance. Rebalances land here, with no transaction open.
-    /// After a trouble it polls at least for that long, whatever the batch.
+    /// Polls until the batch is due and holds all that comes at once, or nothing
+    /// more comes at once while there is a restore to advance. Rebalances land
+    /// here, with no transaction open. After a trouble it polls at least for that
+    /// long, whatever the batch.
     pub(super) fn poll<'c>(
         &mut self,
         consumer: &'c BaseConsumer<Assignment>,
@@ -31,12 +32,11 @@ impl Worker {
         pause: Duration,
     ) -> Result<bool, Trouble> {
         let topology = Arc::clone(&self.setup.topology);
-        let interval = Duration::from_millis(topology.runtime.commit_interval_ms);
         let not_before = (!pause.is_zero()).then(|| Instant::now() + pause);
         loop {
             let pausing =
                 not_before.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()));
-            let mut wait = batch.wait(interval).unwrap_or(IDLE_POLL).max(pausing).min(IDLE_POLL);
+            let mut wait = batch.wait().unwrap_or(IDLE_POLL).max(pausing).min(IDLE_POLL);
             let at_once = self.tasks.are_restoring() || self.tasks.are_rebuilding();
             if at_once && pausing.is_zero() {
                 wait = wait.min(if restores_wait { RESTORE_POLL } else { Duration::ZERO });
@@ -72,8 +72,8 @@ impl Worker {
                 Some(Err(error)) => self.judge(&error)?,
                 None => {}
             }
-            let due =
-                batch.is_full(&topology.limits) || batch.wait(interval).is_some_and(|wait| wait.is_zero());
+            let is_waiting = came || batch.wait().is_none_or(|wait| !wait.is_zero());
+            let due = batch.is_full(&topology.limits) || !is_waiting;
             let pausing = not_before.is_some_and(|until| Instant::now() < until);
             if self.is_stopping() || (!pausing && (due || !came)) {
                 return Ok(due && !pausing);
