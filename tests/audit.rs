@@ -97,8 +97,7 @@ fn an_empty_pipeline_is_as_it_must_be() {
 
 #[test]
 fn beside_a_pipeline_at_work_the_audit_sees_a_consistent_cut() {
-    let settings = Settings { batch_records_max: 5, commit_interval: "5ms", ..Settings::default() };
-    let pipeline = Pipeline::new("audited-live", &settings);
+    let pipeline = Pipeline::new("audited-live", &smallest_transactions());
     pipeline.feed(&HISTORIES);
     let process = pipeline.start("a");
     // It is at work, and has its state directory, once it has committed something.

@@ -244,7 +244,9 @@ fn without_membership(config: &mut ClientConfig) {
 }
 
 /// So long a client tries to connect before it is asked why it could not.
-const WHY_TIME_MAX: Duration = Duration::from_secs(3);
+const WHY_TIME_MAX: Duration = Duration::from_secs(15);
+/// So long a better reason is waited for than that a connection does not come about.
+const BETTER_TIME_MAX: Duration = Duration::from_secs(5);
 const WHY_POLL: Duration = Duration::from_millis(100);
 
 /// Why no broker can be reached, in librdkafka's own words, which only a client
@@ -255,10 +257,14 @@ pub fn why_unreachable(kafka: &Kafka) -> Option<(RDKafkaErrorCode, String)> {
     let mut config = base(kafka);
     config.set("group.id", "ticket-pipeline-reader");
     let client: BaseConsumer<Reason> = config.create_with_context(Reason::default()).ok()?;
-    let until = Instant::now() + WHY_TIME_MAX;
+    let began = Instant::now();
     // It connects only when it is asked something.
     client.fetch_metadata(None, WHY_POLL).err()?;
-    while Instant::now() < until && !client.context().has_answer() {
+    while !client.context().has_answer() {
+        let time_max = if client.context().said().is_some() { BETTER_TIME_MAX } else { WHY_TIME_MAX };
+        if began.elapsed() > time_max {
+            break;
+        }
         // A line of the log ends a poll as well, so that its end does not mean that all was said.
         drop(client.poll(WHY_POLL));
     }
