@@ -17,8 +17,9 @@ use rdkafka::{ClientConfig, ClientContext};
 use crate::stage::Stage;
 use crate::topology::{Kafka, TRANSACTION_TIMEOUT_MS, Topology};
 
-/// A broker looks every 10 s for transactions that are past their timeout, and then aborts them.
-const ABORTED_WITHIN: Duration = Duration::from_secs(15);
+/// A broker looks every 10 s for transactions that are past their timeout, and then aborts
+/// them, which takes a busy one its time.
+const ABORTED_WITHIN: Duration = Duration::from_secs(30);
 
 /// Who a worker is: the same names after a restart.
 #[derive(Debug, Clone)]
