@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use ticket_pipeline::lines::RawLine;
+
 use crate::datasets::{DataSet, HISTORIES, NASTY};
 use crate::pipeline::{Pipeline, Settings};
 use crate::process::Process;
@@ -10,7 +12,7 @@ use crate::random::Random;
 use crate::story::{in_every_partition, moved, opened};
 use crate::wait;
 
-const KILLS: usize = 8;
+const KILLS: i64 = 8;
 
 /// A process that is killed while it starts lives for so long at most.
 const START_MS_MAX: u64 = 500;
@@ -32,30 +34,26 @@ fn killed_among_nasty_records_with_the_disk_lost_now_and_then() {
 
 fn killed_again_and_again(name: &str, set: &DataSet, mut loses_disk: impl FnMut(&mut Random) -> bool) {
     let mut random = Random::new();
-    // Small transactions, so that nearly every moment is in the middle of one.
-    let settings = Settings { batch_records_max: 12, commit_interval: "5ms", ..Settings::default() };
-    let pipeline = Pipeline::new(name, &settings);
+    let pipeline = Pipeline::new(name, &smallest_transactions());
     pipeline.feed(set);
-    let (uids, end) = (in_every_partition("after"), pipeline.end() as u64);
+    let uids = in_every_partition("after");
     pipeline.append(uids.iter().map(|uid| opened(uid)));
-    let share = end / (KILLS as u64 + 1);
-    let mut interrupted = 0;
-    for _ in 0..KILLS {
-        let before = pipeline.committed();
+    let mut kills = Kills::of(&pipeline, Pipeline::committed);
+    while let Some(wanted) = kills.next(&mut random) {
         let process = pipeline.start("a");
         if random.once_in(4) {
             live_for(Duration::from_millis(random.below(START_MS_MAX)));
         } else {
-            pipeline.wait_until_committed(before + 1 + random.below(share) as i64);
+            pipeline.wait_until_committed(wanted);
         }
         process.kill();
-        interrupted += usize::from(pipeline.committed() < pipeline.end());
-        if loses_disk(&mut random) {
+        kills.happened(|| set.raw());
+        // One that was killed early has made none.
+        if loses_disk(&mut random) && pipeline.state("a").exists() {
             pipeline.lose_disk("a");
         }
     }
-    // The fault happened: it was killed before it was done, most times with a part of it done.
-    assert!(interrupted >= KILLS / 2, "{interrupted} of {KILLS} kills came before the end");
+    kills.assert_that_most_came_midway();
 
     // What only the state knows.
     pipeline.append(uids.iter().map(|uid| moved(uid, "closed")));
@@ -64,6 +62,51 @@ fn killed_again_and_again(name: &str, set: &DataSet, mut loses_disk: impl FnMut(
     let changes = pipeline.changes();
     for uid in &uids {
         assert_eq!(changes[uid], ["status: open -> closed"]);
+    }
+}
+
+/// So that nearly every moment is in the middle of one, and there are more of them than can be
+/// committed while somebody asks what is.
+pub(crate) fn smallest_transactions() -> Settings {
+    Settings { batch_records_max: 2, commit_interval: "5ms", ..Settings::default() }
+}
+
+/// When a process is killed again and again: each time with some more done of what is left.
+pub(crate) struct Kills<'a> {
+    pipeline: &'a Pipeline,
+    /// How many records are done.
+    done: fn(&Pipeline) -> i64,
+    kills: i64,
+    midway: i64,
+}
+
+impl<'a> Kills<'a> {
+    pub(crate) fn of(pipeline: &'a Pipeline, done: fn(&Pipeline) -> i64) -> Kills<'a> {
+        Kills { pipeline, done, kills: 0, midway: 0 }
+    }
+
+    /// How many records are to be done when the next kill comes; `None` after the last.
+    pub(crate) fn next(&self, random: &mut Random) -> Option<i64> {
+        let done = (self.done)(self.pipeline);
+        // An equal share of what is left for each kill to come, and one for the run after them.
+        let shares = KILLS - self.kills + 1;
+        let share = ((self.pipeline.end() - done) / shares).max(1);
+        (self.kills < KILLS).then(|| done + 1 + random.below(share as u64) as i64)
+    }
+
+    /// The process is dead; where it had done all, the next is given `more`.
+    pub(crate) fn happened(&mut self, more: impl FnOnce() -> Vec<RawLine>) {
+        self.kills += 1;
+        if (self.done)(self.pipeline) < self.pipeline.end() {
+            self.midway += 1;
+        } else {
+            self.pipeline.append(more());
+        }
+    }
+
+    /// Each kill that came too late was preceded by a look that lasted as long as a data set.
+    pub(crate) fn assert_that_most_came_midway(&self) {
+        assert!(self.midway > KILLS / 2, "{} of {KILLS} kills came before the end", self.midway);
     }
 }
 

@@ -78,6 +78,8 @@ pub(crate) struct Pipeline {
     topology: Topology,
     /// Asks what is committed; it never joins.
     asker: OnceCell<BaseConsumer>,
+    /// The same of re-keying's group.
+    rekeying_asker: OnceCell<BaseConsumer>,
     /// All that is in the raw topic.
     fed: RefCell<Vec<RawLine>>,
     runs: Cell<u32>,
@@ -140,6 +142,7 @@ impl Pipeline {
             folder,
             topology,
             asker: OnceCell::new(),
+            rekeying_asker: OnceCell::new(),
             fed: RefCell::default(),
             runs: Cell::new(0),
         }
@@ -376,9 +379,8 @@ impl Pipeline {
 
     /// How many records of the raw topic are re-keyed, dead letters included.
     pub(crate) fn rekeyed(&self) -> i64 {
-        let config = client("group.id", &format!("{}-rekey", self.group));
-        let asker: BaseConsumer = config.create().expect("a consumer");
-        self.positions(&asker, &self.raw_topic).values().sum()
+        let asker = self.rekeying_asker.get_or_init(|| asker_of(&format!("{}-rekey", self.group)));
+        self.positions(asker, &self.raw_topic).values().sum()
     }
 
     fn positions(&self, asker: &BaseConsumer, topic: &str) -> BTreeMap<i32, i64> {
@@ -413,10 +415,7 @@ impl Pipeline {
     }
 
     fn asker(&self) -> &BaseConsumer {
-        self.asker.get_or_init(|| {
-            let mut config = client("group.id", &self.group);
-            config.set("isolation.level", "read_uncommitted").create().expect("a consumer")
-        })
+        self.asker.get_or_init(|| asker_of(&self.group))
     }
 
     // --- Replays ---------------------------------------------------------
@@ -540,6 +539,11 @@ fn produce(topic: &str, codec: &str, level: i32, records: &[RawLine]) {
         producer.send(record).map_err(|(error, _)| error).expect("the record can be produced");
     }
     producer.flush(ANSWER_TIMEOUT).expect("the broker takes the records");
+}
+
+/// It is told what is committed at once, also while a transaction is under way.
+fn asker_of(group: &str) -> BaseConsumer {
+    client("group.id", group).set("isolation.level", "read_uncommitted").create().expect("a consumer")
 }
 
 fn client(name: &str, value: &str) -> ClientConfig {

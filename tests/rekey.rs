@@ -8,6 +8,7 @@ use std::process::Output;
 use ticket_pipeline::lines::RawLine;
 use ticket_pipeline::partition;
 
+use crate::crash::{Kills, smallest_transactions};
 use crate::datasets::{DataSet, HISTORIES, NASTY};
 use crate::lines::Line;
 use crate::pipeline::{Pipeline, Settings};
@@ -181,24 +182,22 @@ fn derive_re_keys_with_no_kafka() {
 
 #[test]
 fn killed_again_and_again_in_both_stages() {
-    const KILLS: usize = 8;
     let mut random = Random::new();
-    let pipeline = Pipeline::new("rekeyed-killed", &small_transactions());
-    pipeline.append(scattered(&NASTY, |_| random.below(PARTITIONS as u64) as i32));
-    let share = pipeline.end() as u64 / (KILLS as u64 + 1);
-    let mut interrupted = 0;
-    for _ in 0..KILLS {
-        let before = pipeline.rekeyed();
+    let pipeline = Pipeline::new("rekeyed-killed", &Settings { rekeyed: true, ..smallest_transactions() });
+    let mut places = Random::new();
+    let mut raw = || scattered(&NASTY, |_| places.below(PARTITIONS as u64) as i32);
+    pipeline.append(raw());
+    let mut kills = Kills::of(&pipeline, Pipeline::rekeyed);
+    while let Some(wanted) = kills.next(&mut random) {
         let process = pipeline.start("a");
-        let wanted = (before + 1 + random.below(share) as i64).min(pipeline.end());
         wait::until("more is re-keyed", || (pipeline.rekeyed() >= wanted).then_some(()));
         process.kill();
-        interrupted += usize::from(pipeline.rekeyed() < pipeline.end());
+        kills.happened(&mut raw);
         if random.once_in(3) {
             pipeline.lose_disk("a");
         }
     }
-    assert!(interrupted >= KILLS / 2, "{interrupted} of {KILLS} kills came before the end");
+    kills.assert_that_most_came_midway();
     pipeline.run_until_caught_up();
     pipeline.assert_rekeyed_and_emitted();
     audit_is_clean(&pipeline);

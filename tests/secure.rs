@@ -53,11 +53,14 @@ pub(crate) fn properties(folder: &Path) -> Vec<String> {
         format!("ssl.keystore.location={folder}/broker.pem"),
         "ssl.truststore.type=PEM".to_owned(),
         format!("ssl.truststore.location={folder}/ca.pem"),
-        "sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512".to_owned(),
+        "sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512".to_owned(),
         "listener.name.ssl.ssl.client.auth=required".to_owned(),
         format!(
             "listener.name.sasl_ssl.plain.sasl.jaas.config={logins}.plain.PlainLoginModule required \
              user_{USER}=\"{PLAIN_PASSWORD}\";"
+        ),
+        format!(
+            "listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config={logins}.scram.ScramLoginModule required;"
         ),
         format!(
             "listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config={logins}.scram.ScramLoginModule required;"
@@ -65,9 +68,9 @@ pub(crate) fn properties(folder: &Path) -> Vec<String> {
     ]
 }
 
-/// Makes the user known for SCRAM.
-pub(crate) fn add_scram_user() {
-    let password = format!("SCRAM-SHA-512=[password={SCRAM_PASSWORD}]");
+/// Makes the user known for one of SCRAM's mechanisms, which keep their users apart.
+pub(crate) fn add_scram_user(mechanism: &str) {
+    let password = format!("{mechanism}=[password={SCRAM_PASSWORD}]");
     let user = ["--entity-type", "users", "--entity-name", USER];
     broker::tool(&[&["configs", "--alter"], &user[..], &["--add-config", &password]].concat());
 }

@@ -23,21 +23,22 @@ const REFUSED_MAX: Duration = Duration::from_secs(45);
 #[derive(Debug, Clone, Copy)]
 enum As {
     Plain,
-    Scram,
+    /// By this one of its mechanisms.
+    Scram(&'static str),
     Certified,
 }
 
 impl As {
     fn principal(self) -> &'static str {
         match self {
-            As::Plain | As::Scram => PRINCIPAL,
+            As::Plain | As::Scram(_) => PRINCIPAL,
             As::Certified => CERTIFIED,
         }
     }
 
     fn brokers(self) -> &'static str {
         match self {
-            As::Plain | As::Scram => &broker::secure().sasl_ssl,
+            As::Plain | As::Scram(_) => &broker::secure().sasl_ssl,
             As::Certified => &broker::secure().ssl,
         }
     }
@@ -45,16 +46,17 @@ impl As {
     /// As a topology says it.
     fn properties(self) -> String {
         let folder = broker::secure().certificates.display();
-        let password = format!("{folder}/password");
         match self {
             As::Plain => format!(
                 "security.protocol: sasl_ssl\nssl.ca.location: {folder}/ca.pem\nsasl.mechanism: PLAIN\n\
                  sasl.username: {USER}\nsasl.password: ${{TEST_PASSWORD:-{PLAIN_PASSWORD}}}\n"
             ),
-            As::Scram => {
+            As::Scram(mechanism) => {
+                // A file for each: a test must not write while another's process reads.
+                let password = format!("{folder}/password-{mechanism}");
                 std::fs::write(&password, format!("{SCRAM_PASSWORD}\n")).expect("the folder is ours");
                 format!(
-                    "security.protocol: sasl_ssl\nssl.ca.location: {folder}/ca.pem\nsasl.mechanism: SCRAM-SHA-512\n\
+                    "security.protocol: sasl_ssl\nssl.ca.location: {folder}/ca.pem\nsasl.mechanism: {mechanism}\n\
                      sasl.username: {USER}\nsasl.password: ${{file:{password}}}\n"
                 )
             }
@@ -207,9 +209,15 @@ fn assert_runs(name: &str, user: As, settings: &Settings) {
 }
 
 #[test]
-fn the_pipeline_runs_by_scram_with_the_rights_of_the_readme() {
-    secure::add_scram_user();
-    assert_runs("scram", As::Scram, &Settings::default());
+fn the_pipeline_runs_by_scram_sha_256_with_the_rights_of_the_readme() {
+    secure::add_scram_user("SCRAM-SHA-256");
+    assert_runs("scram-sha-256", As::Scram("SCRAM-SHA-256"), &Settings::default());
+}
+
+#[test]
+fn the_pipeline_runs_by_scram_sha_512_with_the_rights_of_the_readme() {
+    secure::add_scram_user("SCRAM-SHA-512");
+    assert_runs("scram-sha-512", As::Scram("SCRAM-SHA-512"), &Settings::default());
 }
 
 #[test]
@@ -342,7 +350,14 @@ fn whoever_cannot_connect_is_told_why_and_what_to_do() {
     let cases = [
         ("wrong-password", &secure.sasl_ssl, plain.replace(PLAIN_PASSWORD, "wrong-3zk8"), "sasl.password"),
         ("unknown-user", &secure.sasl_ssl, plain.replace(USER, "stranger"), "sasl.username"),
-        ("mechanism", &secure.sasl_ssl, plain.replace("PLAIN", "SCRAM-SHA-256"), "sasl.mechanism"),
+        // One that the broker does not offer.
+        (
+            "mechanism",
+            &secure.sasl_ssl,
+            plain.replace("PLAIN", "OAUTHBEARER\nenable.sasl.oauthbearer.unsecure.jwt: true")
+                + "sasl.oauthbearer.config: principal=pipeline\n",
+            "sasl.mechanism",
+        ),
         ("untrusted", &secure.sasl_ssl, plain.replace("/ca.pem", "/other-ca.pem"), "ssl.ca.location"),
         ("other-host", &by_name, plain.clone(), "name the hosts of kafka.brokers"),
         ("unencrypted", &secure.sasl_ssl, "client.id: nobody\n".to_owned(), "security.protocol"),

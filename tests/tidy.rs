@@ -30,6 +30,7 @@ const RULES: &[Rule] = &[
         homes: &[
             "topology/kafka",
             "clients",
+            "consumed",
             "restore",
             "rebuild",
             "transaction",

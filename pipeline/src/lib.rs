@@ -30,6 +30,7 @@
 //!  clients     the Kafka clients' configuration
 //!  store       committed state on disk, overlay in memory, positions
 //!  commit_record what the ids log and the committed offsets' metadata say
+//!  consumed    a record as the client hands it over, borrowed
 //!  restore     bring a store to where the log says it should be
 //!  transaction begin, send, commit, abort; what an error asks of the worker
 //!  rebuild     make the state what it was, for a replay
@@ -99,6 +100,8 @@ pub mod clients;
 pub mod store;
 
 pub mod commit_record;
+
+pub mod consumed;
 
 pub mod restore;
 

@@ -12,12 +12,12 @@ use rdkafka::message::Message;
 use super::cut::Input;
 use super::head::{Changelog, Head, scratch_positions};
 use super::reading::{self, Progress, Range};
+use crate::consumed::raw_record;
 use crate::envelope::Code;
 use crate::record::{Outbox, OutgoingRecord, RawRecord};
 use crate::store::{StateDirectory, Store, StoreSettings};
 use crate::task::{Fate, Task};
 use crate::topology::Topology;
-use crate::transaction::read_headers;
 
 /// The overlay is applied after so many records.
 const APPLY_RECORDS: usize = 4_096;
@@ -144,15 +144,7 @@ impl Recomputation<'_> {
             unapplied += 1;
             records += 1;
             let mut headers = Vec::new();
-            read_headers(message, &mut headers);
-            let raw = RawRecord {
-                partition,
-                offset: message.offset(),
-                timestamp_ms: reading::timestamp_ms(message),
-                key: message.key(),
-                value: message.payload(),
-                headers: &headers,
-            };
+            let raw = raw_record(message, &mut headers);
             let outcome = task.process(&raw, &mut out)?;
             for (position, record) in (0..).zip(out.records()) {
                 let is_proven = self.is_proven(head.as_ref(), &task, &raw, outcome.fate, &record)?;

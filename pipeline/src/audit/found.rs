@@ -7,6 +7,7 @@ use super::cut::Output;
 use super::reading::{self, Progress, Range};
 use super::rows::{Digests, Proof, Row, Spool};
 use super::{Audit, rekeyed};
+use crate::consumed::timestamp_ms;
 use crate::topology::{KeyedBy, Topology};
 use crate::transaction::read_headers;
 
@@ -35,7 +36,7 @@ impl Audit<'_> {
                 counts.before_head += 1;
                 return Ok(());
             }
-            let timestamp_ms = reading::timestamp_ms(record);
+            let timestamp_ms = timestamp_ms(record);
             let digests = Digests::of(record.key(), record.payload(), timestamp_ms, headers.iter().copied());
             let Digests { ticket, identity, digest } = digests;
             spool.push(Row {
@@ -82,7 +83,7 @@ pub(super) fn fetch(topology: &Topology, topic: &str, partition: i32, offset: i6
             key: record.key().map(<[u8]>::to_vec),
             value: record.payload().map(<[u8]>::to_vec),
             headers: headers.iter().map(|(name, value)| (name.to_vec(), value.map(<[u8]>::to_vec))).collect(),
-            timestamp_ms: reading::timestamp_ms(record),
+            timestamp_ms: timestamp_ms(record),
         });
         Ok(())
     })?;

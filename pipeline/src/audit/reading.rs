@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Message, Timestamp};
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::clients::{self, Logs};
@@ -142,12 +142,4 @@ fn rest(client: &BaseConsumer<Logs>, topic: &str, partition: i32) -> Result<()> 
 fn is_out_of_range(error: &KafkaError) -> bool {
     use RDKafkaErrorCode as Code;
     matches!(error.rdkafka_error_code(), Some(Code::OffsetOutOfRange | Code::AutoOffsetReset))
-}
-
-/// As the pipeline reads it.
-pub(super) fn timestamp_ms(record: &BorrowedMessage<'_>) -> i64 {
-    match record.timestamp() {
-        Timestamp::NotAvailable => -1,
-        Timestamp::CreateTime(time_ms) | Timestamp::LogAppendTime(time_ms) => time_ms,
-    }
 }

@@ -6,18 +6,17 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use rdkafka::message::Message;
 
 use super::cut::{Cut, Input};
 use super::expected::Emitted;
 use super::reading::{self, Progress, Range};
+use crate::consumed::raw_record;
 use crate::envelope::Code;
 use crate::outgoing;
 use crate::record::{Destination, Header, Outbox, RawRecord};
 use crate::rekey::{self, Rekey};
 use crate::stage::Stage;
 use crate::topology::Topology;
-use crate::transaction::read_headers;
 
 /// One raw partition, to be re-keyed again.
 pub(super) struct Rekeying<'a> {
@@ -41,15 +40,7 @@ impl Rekeying<'_> {
         reading::read(self.topology, &self.topology.source.topic, &[range], self.progress, |message| {
             records += 1;
             let mut headers = Vec::new();
-            read_headers(message, &mut headers);
-            let raw = RawRecord {
-                partition,
-                offset: message.offset(),
-                timestamp_ms: reading::timestamp_ms(message),
-                key: message.key(),
-                value: message.payload(),
-                headers: &headers,
-            };
+            let raw = raw_record(message, &mut headers);
             rekey.process(&raw, &mut out);
             for (position, record) in (0..).zip(out.records()) {
                 // Where retention has taken the head, nothing says which of them went with it.

@@ -50,7 +50,7 @@ use crate::store::{EventHash, Seen, Store};
 use crate::task::{Identity, Task};
 use crate::topology::Topology;
 
-/// One step reads so many entries, which may be large.
+/// One step reads at most so many entries.
 const ENTRIES_STEP: usize = 500;
 
 /// Of so many tickets it is kept in memory whether their records are skipped.
@@ -172,9 +172,9 @@ impl Recompute {
                 self.counts.past_gone += u64::from(first_offset < low);
             }
         }
-        let is_end = places.len() < ENTRIES_STEP;
-        self.removed_up_to = places.into_iter().next_back().map(|(uid, _)| uid);
-        Ok(is_end)
+        let Some((last, _)) = places.into_iter().next_back() else { return Ok(true) };
+        self.removed_up_to = Some(last);
+        Ok(false)
     }
 
     /// Takes one raw record before the position, in the order of the log.

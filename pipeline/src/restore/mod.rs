@@ -8,8 +8,10 @@
 //! committed offset was moved back it says so; how a state is made anew is
 //! [`crate::rebuild`]'s to know. It does not know tasks, nor what an entry means.
 
+mod losses;
 mod offsets;
 mod plan;
+mod position;
 mod reader;
 mod reading;
 mod rekeying;
@@ -316,63 +318,6 @@ impl Restore {
         self.go_on(Stage::Ready(course, positions))
     }
 
-    /// A log that ends before what the store has of it was emptied or made anew:
-    /// the store is then the only place where its state still is.
-    fn look_for_loss(&self, setup: &Setup, course: &Course, lows: Ends) -> Result<(), Trouble> {
-        let Some(at) = course.store.positions() else { return Ok(()) };
-        let ends = course.targets;
-        if lows.changelog > 0 {
-            tracing::warn!(
-                partition = self.partition,
-                topic = setup.topology.changelog_topic,
-                begins = lows.changelog,
-                "records were deleted from the changelog: only the store on disk has their entries"
-            );
-        }
-        // What the metadata names is less than what is there; only true ends tell of a loss.
-        let is_true_end = course.committed.is_none_or(|committed| committed.ends.is_none());
-        if !is_true_end || (at.changelog <= ends.changelog && at.ids <= ends.ids) {
-            return Ok(());
-        }
-        // A group that was reset on logs that were made anew is to begin without state, as we say below.
-        if course.committed.is_some() && ends == (Ends { changelog: 0, ids: 0 }) {
-            return Ok(());
-        }
-        let what = format!("the store on disk is at {at:?}, and they end at {ends:?}");
-        Err(self.lost_records(setup, &what))
-    }
-
-    /// Kafka has committed the offsets, and the records that were to be committed
-    /// with them are not. Whatever this producer did next would decide them too.
-    fn hanging(&self, setup: &Setup, committed: Ends, stable: Ends) -> Trouble {
-        let Topology { changelog_topic, ids_topic, .. } = &*setup.topology;
-        let partition = self.partition;
-        let (topic, stable, committed) = if stable.changelog < committed.changelog {
-            (changelog_topic, stable.changelog, committed.changelog)
-        } else {
-            (ids_topic, stable.ids, committed.ids)
-        };
-        Trouble::Stop(anyhow!(
-            "hanging transaction: {topic} [{partition}] is committed up to offset {committed}, and is not readable from \
-             {stable} on: Kafka has lost the commit markers of a transaction, whose outputs hang with it. Aborting it \
-             alone would lose them. To emit them again instead: stop every process of the pipeline, abort what \
-             `kafka-transactions.sh find-hanging` lists of its topics, {}",
-            begin_behind_the_logs(setup),
-        ))
-    }
-
-    /// Nothing that goes on by itself would be right.
-    fn lost_records(&self, setup: &Setup, what: &str) -> Trouble {
-        let Topology { changelog_topic, ids_topic, state, .. } = &*setup.topology;
-        Trouble::Stop(anyhow!(
-            "restore partition {}: {changelog_topic} or {ids_topic} has lost records: {what}. Restore the topics; or, to \
-             begin without state, delete both and the state directory {:?}, run `ticket-pipeline topics apply` and reset \
-             the group's offsets",
-            self.partition,
-            state.dir
-        ))
-    }
-
     fn read(
         &mut self,
         setup: &Setup,
@@ -426,94 +371,4 @@ impl Restore {
         let restored = Restored { store, position, ends, stream_time_ms, replay, is_foreign };
         Ok(Progress::Done(Box::new(restored)))
     }
-
-    /// Where the input goes on, and what has to be made anew before it does.
-    fn position(
-        &self,
-        setup: &Setup,
-        asker: &BaseConsumer<Logs>,
-        start: Start,
-    ) -> Result<(i64, Option<Replay>), Trouble> {
-        let partition = self.partition;
-        let topic = setup.topology.input_topic();
-        let (low, end) = watermarks(asker, topic, partition)?;
-        let (position, reset) = match start {
-            Start::Beginning => return Ok((low, None)),
-            Start::Level(position) => (position, None),
-            Start::Forgotten(position) => {
-                tracing::warn!(
-                    partition,
-                    position,
-                    "no committed offset: going on from the state's input position"
-                );
-                (position, None)
-            }
-            Start::Skip { state, committed } => {
-                tracing::warn!(
-                    partition,
-                    state,
-                    committed,
-                    "SKIPPING: the committed offset is ahead of the state; what lies between is never read"
-                );
-                (committed, None)
-            }
-            Start::Replay(reset) => (reset.from, Some((reset, false))),
-            Start::BeginAgain { reset, logged_to } => {
-                tracing::warn!(
-                    partition,
-                    position = reset.to,
-                    "a replay did not come to its end: beginning it again"
-                );
-                (reset.from, Some((reset, reset.to == logged_to)))
-            }
-        };
-        // Of a replay this is the position behind what was ever read.
-        if position < low {
-            return Err(Trouble::Stop(anyhow!(
-                "the records of {topic} [{partition}] from {position} to {low} are gone before they were read: to skip \
-                 them, reset the group's offset of this partition to {low}"
-            )));
-        }
-        // A transaction that is open in the raw topic holds the end back that committed readers see.
-        if position > end
-            && position > watermarks(&create(&clients::observer(&setup.topology))?, topic, partition)?.1
-        {
-            return Err(Trouble::Stop(anyhow!(
-                "{topic} [{partition}] ends at {end}, before the position {position} up to which it was read: was it \
-                 deleted and made anew? Its state belongs to records that are gone. To begin anew, name another group \
-                 in the topology, or delete {} and {} too, run `ticket-pipeline topics apply` and reset the group's \
-                 offsets to the beginning",
-                setup.topology.changelog_topic,
-                setup.topology.ids_topic
-            )));
-        }
-        let Some((mut reset, is_logged)) = reset else { return Ok((position, None)) };
-        let is_begun = matches!(start, Start::BeginAgain { .. });
-        if reset.to < low {
-            tracing::warn!(
-                partition,
-                asked_for = reset.to,
-                beginning = low,
-                "the raw topic begins behind the position to replay from: replaying from its beginning"
-            );
-            // What an attempt before this one has removed was judged by the
-            // position that it was asked for.
-            reset.to = if is_begun { reset.to } else { low };
-        }
-        let whole_at = (!is_begun).then_some(reset.from);
-        Ok((reset.to.max(low), Some(Replay { reset, is_logged, whole_at, low })))
-    }
-}
-
-/// What is left to do where transactions hung and were aborted: the ids log then
-/// says where the input goes on, and nothing else may.
-fn begin_behind_the_logs(setup: &Setup) -> String {
-    let topology = &setup.topology;
-    format!(
-        "delete every state directory ({:?}) and the group's offsets (`kafka-consumer-groups.sh --delete-offsets --group {} \
-         --topic {}`), and start it again",
-        topology.state.dir,
-        setup.stage.group(topology),
-        setup.stage.topic(topology),
-    )
 }

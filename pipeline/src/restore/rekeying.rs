@@ -19,12 +19,12 @@ use super::offsets::Question;
 use super::{Progress, Restored, Setup, Waiting, create, is_passing, watermarks};
 use crate::clients::{self, Logs};
 use crate::commit_record::Ends;
+use crate::consumed::raw_record;
 use crate::outgoing;
-use crate::record::RawRecord;
 use crate::rekey;
 use crate::stage::Stage;
 use crate::store::Store;
-use crate::transaction::{Trouble, read_headers};
+use crate::transaction::Trouble;
 
 /// One step takes about so long.
 const STEP_TIME_MAX: Duration = Duration::from_millis(100);
@@ -299,18 +299,10 @@ impl Search {
 /// Raw partition and offset of a record that re-keying has written.
 fn place(setup: &Setup, record: &BorrowedMessage<'_>) -> Result<Option<(i32, i64)>> {
     let mut headers = Vec::new();
-    read_headers(record, &mut headers);
+    let there = raw_record(record, &mut headers);
     if record.topic() != setup.topology.rekeyed_topic {
-        return Ok(outgoing::dead_letter_place(&headers, &setup.topology.source.topic));
+        return Ok(outgoing::dead_letter_place(there.headers, &setup.topology.source.topic));
     }
-    let there = RawRecord {
-        partition: record.partition(),
-        offset: record.offset(),
-        timestamp_ms: 0,
-        key: None,
-        value: None,
-        headers: &headers,
-    };
     rekey::raw(&there).map(|raw| Some((raw.partition, raw.offset)))
 }
 

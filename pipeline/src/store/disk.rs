@@ -36,6 +36,9 @@ const RECENT_SHARE: usize = 32;
 const LOAD_BYTES_MIN: usize = 1024 * 1024;
 const LOAD_BYTES_MAX: usize = 32 * 1024 * 1024;
 
+/// Entries may be large: of those that are read one after the other no more are held at a time.
+pub(super) const ENTRIES_BYTES_MAX: usize = 8 * 1024 * 1024;
+
 /// RocksDB's properties that say how much its files hold: small values, and large ones.
 const FILE_SIZES: [&str; 2] = ["rocksdb.live-sst-files-size", "rocksdb.live-blob-file-size"];
 
@@ -197,12 +200,16 @@ impl Disk {
         // The least key behind the given one's is that one with a zero at its end.
         let start = uid.map_or_else(|| vec![ENTRY], |uid| [&keyed(ENTRY, uid), &[0][..]].concat());
         let rows = self.db.iterator_opt(IteratorMode::From(&start, Direction::Forward), options);
-        rows.take(limit)
-            .map(|row| {
-                let (key, entry) = row.map_err(self.judge("read the entries"))?;
-                Ok((key.get(1..).unwrap_or_default().to_vec(), entry.into_vec()))
-            })
-            .collect()
+        let (mut entries, mut bytes) = (Vec::new(), 0);
+        for row in rows.take(limit) {
+            let (key, entry) = row.map_err(self.judge("read the entries"))?;
+            bytes += entry.len();
+            entries.push((key.get(1..).unwrap_or_default().to_vec(), entry.into_vec()));
+            if bytes >= ENTRIES_BYTES_MAX {
+                break;
+            }
+        }
+        Ok(entries)
     }
 
     /// Index keys may outlive what they say of their entry, so each is held

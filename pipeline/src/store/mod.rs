@@ -268,8 +268,9 @@ impl Store {
         self.disk.as_ref().map_or(usize::MAX, Disk::load_bytes_max)
     }
 
-    /// At most `limit` entries on the disk, by uid as bytes, from behind this uid, or from the
-    /// first. What is not written out is not among them.
+    /// Entries on the disk, by uid as bytes, from behind this uid, or from the first: at most
+    /// `limit`, fewer where they are large, none at the end alone. What is not written out is
+    /// not among them.
     ///
     /// # Errors
     /// Where the disk cannot be read.

@@ -2,6 +2,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
+use super::disk::ENTRIES_BYTES_MAX;
 use super::*;
 use crate::entry::{DeletionMark, Entry, RuleSet};
 
@@ -274,4 +275,28 @@ fn idle_entries_are_found_portion_by_portion_though_the_disk_is_not_written_in_b
 
     store.write_out().unwrap();
     assert!(store.idle_before(100, 10).unwrap().is_empty(), "only keys without an entry are left");
+}
+
+#[test]
+fn large_entries_are_read_few_at_a_time_and_all_of_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = directory(folder.path(), "g").unwrap();
+    let mut store = state.open(0).unwrap().unwrap();
+    let uids: Vec<_> = (10..20).map(|number| format!("T-{number}").into_bytes()).collect();
+    let entry = vec![b'x'; ENTRIES_BYTES_MAX / 4];
+    uids.iter().for_each(|uid| store.put_entry(uid, Some(entry.clone())));
+    commit(&mut store, &positions(1, 0));
+    store.write_out().unwrap();
+
+    let (mut found, mut portions) = (Vec::new(), Vec::new());
+    loop {
+        let portion = store.entries_after(found.last().map(Vec::as_slice), 1_000).unwrap();
+        if portion.is_empty() {
+            break;
+        }
+        portions.push(portion.len());
+        found.extend(portion.into_iter().map(|(uid, _)| uid));
+    }
+    assert_eq!(portions, [4, 4, 2]);
+    assert_eq!(found, uids);
 }

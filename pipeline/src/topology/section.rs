@@ -171,15 +171,7 @@ impl<'a> Section<'a> {
         range: RangeInclusive<u64>,
         mistakes: &mut Mistakes,
     ) -> Option<u64> {
-        let remedy = format!(
-            "write a whole number and a unit ({}), from {} to {}",
-            unit_names(&DURATIONS),
-            written(*range.start(), &DURATIONS),
-            written(*range.end(), &DURATIONS),
-        );
-        self.read(key, &remedy, mistakes, |scalar| {
-            with_unit(&scalar.text, &DURATIONS).filter(|duration_ms| range.contains(duration_ms))
-        })
+        self.quantity(key, &DURATIONS, range, mistakes)
     }
 
     /// A size, in bytes.
@@ -189,14 +181,24 @@ impl<'a> Section<'a> {
         range: RangeInclusive<u64>,
         mistakes: &mut Mistakes,
     ) -> Option<u64> {
+        self.quantity(key, &SIZES, range, mistakes)
+    }
+
+    fn quantity(
+        &self,
+        key: &str,
+        units: &Units,
+        range: RangeInclusive<u64>,
+        mistakes: &mut Mistakes,
+    ) -> Option<u64> {
         let remedy = format!(
             "write a whole number and a unit ({}), from {} to {}",
-            unit_names(&SIZES),
-            written(*range.start(), &SIZES),
-            written(*range.end(), &SIZES),
+            unit_names(units),
+            written(*range.start(), units),
+            written(*range.end(), units),
         );
         self.read(key, &remedy, mistakes, |scalar| {
-            with_unit(&scalar.text, &SIZES).filter(|size_bytes| range.contains(size_bytes))
+            with_unit(&scalar.text, units).filter(|quantity| range.contains(quantity))
         })
     }
 

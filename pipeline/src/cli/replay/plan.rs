@@ -11,9 +11,9 @@ use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 use ticket_pipeline::clients::{self, Logs};
 use ticket_pipeline::commit_record::{Ends, IdsRecord};
+use ticket_pipeline::consumed::raw_record;
 use ticket_pipeline::entry;
 use ticket_pipeline::envelope::Decoder;
-use ticket_pipeline::record::RawRecord;
 use ticket_pipeline::topics;
 use ticket_pipeline::topology::Topology;
 
@@ -267,14 +267,8 @@ impl<'t> Kafka<'t> {
                 tickets.insert(blake3::hash(key));
                 return Ok(());
             }
-            let raw = RawRecord {
-                partition: record.partition(),
-                offset: record.offset(),
-                timestamp_ms: 0,
-                key: None,
-                value: record.payload(),
-                headers: &[],
-            };
+            let mut headers = Vec::new();
+            let raw = raw_record(record, &mut headers);
             // A dead letter is no ticket's.
             tickets.extend(
                 decoder.decode(&raw, self.topology).ok().map(|event| blake3::hash(event.uid.as_bytes())),

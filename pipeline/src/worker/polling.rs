@@ -1,0 +1,119 @@
+//! What a poll brings: records for the batch, rebalances, errors of the consumer.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::anyhow;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::Message;
+
+use super::Worker;
+use super::assignment::Assignment;
+use super::batch::Batch;
+use crate::transaction::Trouble;
+
+/// An idle poll takes so long: the time in which a stop is noticed.
+const IDLE_POLL: Duration = Duration::from_millis(100);
+
+/// While all restores wait for something, the worker looks again after so long.
+const RESTORE_POLL: Duration = Duration::from_millis(10);
+
+impl Worker {
+    /// Polls until the batch is due, or nothing more comes at once while there
+    /// is a restore to advance. Rebalances land here, with no transaction open.
+    /// After a trouble it polls at least for that long, whatever the batch.
+    pub(super) fn poll<'c>(
+        &mut self,
+        consumer: &'c BaseConsumer<Assignment>,
+        batch: &mut Batch<'c>,
+        restores_wait: bool,
+        pause: Duration,
+    ) -> Result<bool, Trouble> {
+        let topology = Arc::clone(&self.setup.topology);
+        let interval = Duration::from_millis(topology.runtime.commit_interval_ms);
+        let not_before = (!pause.is_zero()).then(|| Instant::now() + pause);
+        loop {
+            let pausing =
+                not_before.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()));
+            let mut wait = batch.wait(interval).unwrap_or(IDLE_POLL).max(pausing).min(IDLE_POLL);
+            let at_once = self.tasks.are_restoring() || self.tasks.are_rebuilding();
+            if at_once && pausing.is_zero() {
+                wait = wait.min(if restores_wait { RESTORE_POLL } else { Duration::ZERO });
+            }
+            if !pausing.is_zero() && batch.is_full(&topology.limits) {
+                // A pause is no reason to take in ever more; rebalances land here all the same.
+                std::thread::sleep(wait);
+                wait = Duration::ZERO;
+            }
+            let polled = consumer.poll(wait);
+            let came = polled.is_some();
+            let changes = consumer
+                .context()
+                .take_changes()
+                .map_err(|error| Trouble::Rebuild(format!("follow a rebalance: {error}")))?;
+            if !changes.is_empty() {
+                self.tasks.follow(self.setup.stage, &changes)?;
+                let tasks = &mut self.tasks;
+                batch.records.retain(|record| tasks.running(record.partition()).is_some());
+                if batch.records.is_empty() {
+                    batch.clear();
+                }
+                self.publish();
+            }
+            match polled {
+                Some(Ok(record)) => {
+                    // What is read before its task runs, or was read before, is not ours to process.
+                    let position = self.tasks.running(record.partition()).map(|running| running.position);
+                    if position.is_some_and(|position| record.offset() >= position) && !self.is_stopping() {
+                        batch.push(record);
+                    }
+                }
+                Some(Err(error)) => self.judge(&error)?,
+                None => {}
+            }
+            let due =
+                batch.is_full(&topology.limits) || batch.wait(interval).is_some_and(|wait| wait.is_zero());
+            let pausing = not_before.is_some_and(|until| Instant::now() < until);
+            if self.is_stopping() || (!pausing && (due || !came)) {
+                return Ok(due && !pausing);
+            }
+        }
+    }
+
+    fn judge(&self, error: &KafkaError) -> Result<(), Trouble> {
+        use RDKafkaErrorCode as Code;
+        let topology = &self.setup.topology;
+        let stage = self.setup.stage;
+        let topic = stage.topic(topology);
+        let code = error.rdkafka_error_code();
+        let fatal = matches!(error, KafkaError::MessageConsumptionFatal(_));
+        match code {
+            Some(Code::FencedInstanceId) if fatal => Err(Trouble::Stop(anyhow!(
+                "another process runs as {:?}: give each its own runtime.instance (INSTANCE_ID)",
+                self.member.id
+            ))),
+            Some(Code::OffsetOutOfRange | Code::AutoOffsetReset) => Err(Trouble::Stop(anyhow!(
+                "{topic} no longer holds the record to go on from: to skip what is gone, reset the group's offsets \
+                 ({error})"
+            ))),
+            Some(Code::TopicAuthorizationFailed) => Err(Trouble::Stop(anyhow!(
+                "read {topic}: {error}; allow the pipeline's user Read on topic {topic} in Kafka's ACLs"
+            ))),
+            Some(Code::GroupAuthorizationFailed) => {
+                let group = stage.group(topology);
+                Err(Trouble::Stop(anyhow!(
+                    "read {topic} as group {group}: {error}; allow the pipeline's user Read on group {group} in Kafka's ACLs"
+                )))
+            }
+            // librdkafka would try the same batch again for ever.
+            Some(Code::BadCompression) => Err(Trouble::Stop(anyhow!(
+                "read {topic}: {error}; where a batch is larger than receive.message.max.bytes once it is decompressed, \
+                 raise that in kafka.consumer; a damaged one has to be skipped by resetting the group's offsets"
+            ))),
+            _ if fatal => Err(Trouble::Rebuild(format!("read {topic}: {error}"))),
+            // librdkafka goes on by itself, and has said so in the log.
+            _ => Ok(()),
+        }
+    }
+}
