@@ -15,7 +15,7 @@ const DIES_WITHIN: Duration = Duration::from_secs(60);
 const PROGRESS_WITHIN: Duration = Duration::from_secs(120);
 
 /// The steps by their names in `crash.rs`, each with the number of the time at which it dies, at most.
-const STEPS: [(&str, u64); 11] = [
+const STEPS: [(&str, u64); 12] = [
     ("Begin", 40),
     ("Process", 40),
     ("Send", 3_000),
@@ -27,6 +27,7 @@ const STEPS: [(&str, u64); 11] = [
     ("Write", 4),
     ("StoreFlush", 2),
     ("Restore", 3),
+    ("Load", 4),
 ];
 
 pub(crate) fn run(world: &World<'_>, seed: u64, outcome: &mut Outcome) -> Result<()> {
@@ -47,16 +48,15 @@ pub(crate) fn run(world: &World<'_>, seed: u64, outcome: &mut Outcome) -> Result
     let judged = scene.under_attack(outcome, |scene, outcome| {
         for (step, most) in &STEPS {
             for _ in 0..times {
-                // A restore has something to read only where the disk is behind.
-                if *step == "Restore" && scene.state("a").exists() {
+                // A restore has something to read only where the disk is behind, and to load where it is empty.
+                if ["Restore", "Load"].contains(step) && scene.state("a").exists() {
                     std::fs::remove_dir_all(scene.state("a"))?;
                 }
                 crash_at(scene, outcome, step, 1 + random.below(*most))?;
             }
         }
         scene.start("a")?;
-        let more = scene.watch.committed()? + 100;
-        ensure!(scene.wait_until_committed(more, PROGRESS_WITHIN)?, "nothing is committed any more");
+        scene.wait_for_more(100, PROGRESS_WITHIN)?;
         Ok(())
     });
     judged.and_then(|()| rebuilds(world, &mut random, outcome))
@@ -81,12 +81,11 @@ fn rebuilds(world: &World<'_>, random: &mut Random, outcome: &mut Outcome) -> Re
     let end = scene.watch.end()?;
     ensure!(scene.wait_until_committed(end, PROGRESS_WITHIN)?, "it does not come to the end");
     scene.stop("a")?;
-    // Whoever has stopped counts as a member until its session ends.
-    let replay = ["replay", "--shift-by", "-1000", "--execute"];
-    scene.command_until_well(&replay, PROGRESS_WITHIN)?;
-    let program = world.with_crash_points.as_deref().context("a build with crash points")?;
-    scene.set_program(program);
+    scene.set_program(world.with_crash_points.as_deref().context("a build with crash points")?);
     for _ in 0..world.times.unwrap_or(TIMES) {
+        // All four partitions again, for some came to their end before it died: each commits twice at
+        // least. Whoever has stopped counts as a member until its session ends.
+        scene.command_until_well(&["replay", "--shift-by", "-400", "--execute"], PROGRESS_WITHIN)?;
         crash_at(&mut scene, outcome, "Rebuild", 1 + random.below(6))?;
     }
     scene.start("a")?;
