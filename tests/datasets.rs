@@ -1,5 +1,6 @@
 //! The data beside the tests, and the settings that each of its sets is for.
 
+use std::collections::BTreeMap;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
@@ -67,12 +68,17 @@ impl DataSet {
         self.raw_text().lines().map(parse).collect()
     }
 
-    /// A third of each partition's records, from 0, in their order.
-    pub(crate) fn third(&self, third: usize) -> Vec<RawLine> {
+    /// Of each partition's records as many in each part, in their order.
+    pub(crate) fn parts<const PARTS: usize>(&self) -> [Vec<RawLine>; PARTS] {
         let raw = self.raw();
-        let in_partition = |partition| raw.iter().filter(|raw| raw.partition == partition).count();
-        let is_in = |raw: &&RawLine| raw.offset as usize * 3 / in_partition(raw.partition) == third;
-        raw.iter().filter(is_in).cloned().collect()
+        let ends: BTreeMap<i32, usize> =
+            raw.iter().map(|raw| (raw.partition, raw.offset as usize + 1)).collect();
+        let mut parts = [(); PARTS].map(|()| Vec::new());
+        for raw in raw {
+            let part = raw.offset as usize * PARTS / ends[&raw.partition];
+            parts[part].push(raw);
+        }
+        parts
     }
 
     /// What must come out of them.

@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -14,12 +13,11 @@ use ticket_pipeline::lines::{self, RawLine};
 use ticket_pipeline::record::{Destination, Outbox, RawRecord};
 use ticket_pipeline::rekey::{self, Rekey};
 
-use super::{ANSWER_TIMEOUT, Pipeline, RAW_TOPIC, client};
+use super::{Pipeline, RAW_TOPIC, client};
 use crate::datasets::DataSet;
 use crate::lines::{Line, Sourced, assert_same_by_source, with_sources};
 use crate::tasks::{PARTITIONS, Tasks};
-
-const READ_POLL: Duration = Duration::from_secs(5);
+use crate::wait;
 
 /// The records of each partition from one position to another, with a state of
 /// what came from `low` on.
@@ -70,7 +68,7 @@ impl Pipeline {
         reader.assign(&list).expect("the topics can be read");
         let mut partitions_ended = 0;
         while partitions_ended < open.len() {
-            match reader.poll(READ_POLL) {
+            match reader.poll(wait::PATIENCE) {
                 Some(Ok(record)) => take(&record),
                 Some(Err(KafkaError::PartitionEOF(_))) => partitions_ended += 1,
                 Some(Err(error)) => panic!("read what was emitted: {error}"),
@@ -88,7 +86,7 @@ impl Pipeline {
         for topic in [&dead_letters, &self.topology.changelog_topic, &self.topology.ids_topic] {
             for partition in 0..PARTITIONS {
                 let ends = [&stable, true_end].map(|client| {
-                    client.fetch_watermarks(topic, partition, ANSWER_TIMEOUT).expect("the broker answers").1
+                    client.fetch_watermarks(topic, partition, wait::PATIENCE).expect("the broker answers").1
                 });
                 assert_eq!(ends[0], ends[1], "{topic} [{partition}] is held back by an open transaction");
             }

@@ -1,5 +1,5 @@
-//! What Kafka has lost of the logs and of offsets: no restore can be right after
-//! that, so each is an error with a remedy.
+//! What Kafka has lost of the logs: no restore can be right after that, so each
+//! is an error with a remedy.
 
 use anyhow::anyhow;
 
@@ -67,21 +67,9 @@ impl Restore {
     }
 }
 
-/// Nobody can know what was to be committed, and the offset before it may be one too old.
-pub(super) fn hanging_offset(setup: &Setup, partition: i32) -> Trouble {
-    Trouble::Stop(anyhow!(
-        "hanging transaction: Kafka holds back the offset of group {} for {} [{partition}] for longer than a transaction \
-         can live: it has lost the commit markers of one in __consumer_offsets. Stop every process of the pipeline, abort \
-         what `kafka-transactions.sh find-hanging` lists of __consumer_offsets and of the pipeline's topics, {}",
-        setup.stage.group(&setup.topology),
-        setup.stage.topic(&setup.topology),
-        begin_behind_the_logs(setup),
-    ))
-}
-
 /// What is left to do where transactions hung and were aborted: the ids log then
 /// says where the input goes on, and nothing else may.
-fn begin_behind_the_logs(setup: &Setup) -> String {
+pub(super) fn begin_behind_the_logs(setup: &Setup) -> String {
     let topology = &setup.topology;
     format!(
         "delete every state directory ({:?}) and the group's offsets (`kafka-consumer-groups.sh --delete-offsets --group {} \
