@@ -201,6 +201,41 @@ impl Cluster {
         }
     }
 
+    /// The broker that leads a name's partition of one of Kafka's own topics, which
+    /// that many partitions share by the name's `String.hashCode`.
+    pub(crate) fn leader(&self, topic: &str, name: &str) -> Result<i32> {
+        let client: BaseConsumer =
+            ClientConfig::new().set("bootstrap.servers", self.address()).create().context("make a client")?;
+        let began = Instant::now();
+        loop {
+            let metadata = client.fetch_metadata(Some(topic), ANSWER_TIMEOUT);
+            let leader = metadata.ok().and_then(|metadata| {
+                let partitions = metadata.topics().first()?.partitions();
+                let count = i32::try_from(partitions.len()).ok().filter(|count| *count > 0)?;
+                let partition = (hash_code(name) & i32::MAX) % count;
+                let leader = partitions.iter().find(|one| one.id() == partition)?.leader();
+                (leader >= 0).then_some(leader)
+            });
+            match leader {
+                Some(leader) => return Ok(leader),
+                None if began.elapsed() < IN_SYNC_WITHIN => std::thread::sleep(LOOK),
+                None => return Err(anyhow!("nobody leads the partition of {name} of {topic}")),
+            }
+        }
+    }
+
+    /// Deletes what a node that is down has of a topic.
+    pub(crate) fn forget(&self, node: usize, topic: &str) -> Result<()> {
+        for folder in std::fs::read_dir(self.node(node)?.data.join("log"))? {
+            let folder = folder?;
+            let name = folder.file_name().to_string_lossy().into_owned();
+            if name.rsplit_once('-').is_some_and(|(of, _)| of == topic) {
+                std::fs::remove_dir_all(folder.path())?;
+            }
+        }
+        Ok(())
+    }
+
     /// How often brokers have skipped the markers of a transaction that they had
     /// acknowledged, as they say themselves: their own defect after a kill -9 of a
     /// single node. What was committed is then not readable.
@@ -268,6 +303,21 @@ impl Drop for Cluster {
     }
 }
 
+/// Java's, of a text in ASCII.
+fn hash_code(text: &str) -> i32 {
+    text.bytes().fold(0i32, |hash, byte| hash.wrapping_mul(31).wrapping_add(i32::from(byte)))
+}
+
 fn said(output: &Output) -> String {
     [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_names_partition_is_found_as_java_finds_it() {
+        assert_eq!((hash_code("hello"), hash_code("ticket-pipeline-a-0")), (99_162_322, 423_198_010));
+    }
 }

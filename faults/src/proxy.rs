@@ -48,7 +48,7 @@ pub(crate) struct Controls {
     trap: Mutex<Trap>,
     trap_changed: Condvar,
     dropped: AtomicU64,
-    passed: AtomicU64,
+    held_up: AtomicU64,
     connections: Mutex<Vec<[TcpStream; 2]>>,
 }
 
@@ -128,6 +128,7 @@ impl Controls {
             written += piece.len() as u64;
             let bytes_per_s = self.bytes_per_s.load(Ordering::SeqCst);
             if let Some(due_ms) = (written * 1_000).checked_div(bytes_per_s) {
+                self.held_up.fetch_add(1, Ordering::SeqCst);
                 std::thread::sleep(Duration::from_millis(due_ms).saturating_sub(began.elapsed()));
             }
         }
@@ -152,9 +153,9 @@ impl Controls {
         self.dropped.load(Ordering::SeqCst)
     }
 
-    /// How many frames have passed so far.
-    pub(crate) fn passed(&self) -> u64 {
-        self.passed.load(Ordering::SeqCst)
+    /// How many frames, or pieces of throttled ones, had to wait so far.
+    pub(crate) fn held_up(&self) -> u64 {
+        self.held_up.load(Ordering::SeqCst)
     }
 
     /// Closes every connection; how many there were.
@@ -179,10 +180,14 @@ impl Controls {
     }
 
     fn hold_up(&self) {
+        let delay_ms = self.delay_ms.load(Ordering::SeqCst);
+        if delay_ms > 0 || self.is_frozen.load(Ordering::SeqCst) {
+            self.held_up.fetch_add(1, Ordering::SeqCst);
+        }
         while self.is_frozen.load(Ordering::SeqCst) {
             std::thread::sleep(Duration::from_millis(5));
         }
-        std::thread::sleep(Duration::from_millis(self.delay_ms.load(Ordering::SeqCst)));
+        std::thread::sleep(Duration::from_millis(delay_ms));
     }
 
     /// What becomes of a reply to a request of this kind.
@@ -266,7 +271,6 @@ fn forward(mut from: TcpStream, mut to: TcpStream, controls: &Controls, passes: 
         controls.hold_up();
         match passes(&frame) {
             Fate::Passes => {
-                controls.passed.fetch_add(1, Ordering::SeqCst);
                 if controls.write(&frame, &mut to).is_err() {
                     break;
                 }
@@ -334,6 +338,26 @@ mod tests {
         let fates: Vec<Fate> = (1..=4).map(fate).collect();
         assert_eq!(fates, [Fate::IsDropped, Fate::Passes, Fate::IsDropped, Fate::Passes]);
         assert_eq!((controls.dropped(), controls.drop_no_more()), (2, 0));
+    }
+
+    #[test]
+    fn what_had_to_wait_is_counted() {
+        let controls = Controls::default();
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let mut to = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut passes = || {
+            controls.hold_up();
+            controls.write(&[0; 2 * PIECE_BYTES], &mut to).unwrap();
+            controls.held_up()
+        };
+        assert_eq!(passes(), 0);
+        controls.throttle(100_000_000);
+        assert_eq!(passes(), 2);
+        controls.throttle(0);
+        controls.delay(Duration::from_millis(1));
+        assert_eq!(passes(), 3);
+        controls.delay(Duration::ZERO);
+        assert_eq!(passes(), 3);
     }
 
     #[test]

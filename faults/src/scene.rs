@@ -267,6 +267,13 @@ impl<'w> Scene<'w> {
         }
     }
 
+    /// Waits until so many more are committed.
+    pub(crate) fn wait_for_more(&self, more: u64, within: Duration) -> Result<()> {
+        let position = self.watch.committed()? + more;
+        ensure!(self.wait_until_committed(position, within)?, "nothing is committed any more");
+        Ok(())
+    }
+
     /// Sleeps for so long; it is the faults that are to meet a moment, not the suite a condition.
     pub(crate) fn pause(&self, time: Duration) {
         std::thread::sleep(time);

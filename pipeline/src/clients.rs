@@ -356,3 +356,16 @@ pub fn log_error(error: &KafkaError, reason: &str) {
         _ => tracing::warn!(target: "librdkafka", %error, "{reason}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transaction_is_waited_for_as_long_as_its_producer_lets_it_live() {
+        for (kafka, seconds) in [("{}", 30), ("{producer: {transaction.timeout.ms: 60000}}", 75)] {
+            let topology = Topology::parse("topology.yaml", &format!("kafka: {kafka}\n"), &|_| None).unwrap();
+            assert_eq!(decided_within(&topology), Duration::from_secs(seconds), "{kafka}");
+        }
+    }
+}

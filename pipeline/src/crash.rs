@@ -7,6 +7,8 @@
 pub enum Step {
     /// A part of what a store lacks is read, and not written.
     Restore,
+    /// All that an empty store lacked is in its files, and not the positions that make it count.
+    Load,
     /// A part of a replay's state is recomputed, nothing of it is sent.
     Rebuild,
     /// Records are polled, no transaction is open.

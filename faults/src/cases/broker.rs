@@ -1,6 +1,7 @@
 //! A broker dies and comes back, by kill -9 and in peace, in each phase of a
 //! transaction and at random moments, and its disk is full: the only one there
-//! is, or each of three in turn.
+//! is, or each of three in turn. The only one also forgets its transactions, which
+//! hang then; of three, coordinators move among those that live.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use crate::outcome::Outcome;
 use crate::proxy::{Controls, KINDS, Moment};
 use crate::scene::{Scene, Settings, World};
 
-const TIMES: u64 = 10;
+const TIMES: u64 = 12;
 /// Longer than a restart, a transaction that hangs, and a person who mends it.
 const PROGRESS_WITHIN: Duration = Duration::from_secs(240);
 const LOOK: Duration = Duration::from_secs(1);
@@ -25,6 +26,8 @@ const PHASES: usize = 5;
 const MOMENTS: [(Moment, &str); 3] =
     [(Moment::Asked, "asked"), (Moment::Asked, UNDER_WAY), (Moment::Answered, "answered")];
 const UNDER_WAY: &str = "under way";
+/// Where Kafka keeps what coordinators know of transactions.
+const TRANSACTIONS: &str = "__transaction_state";
 
 pub(crate) fn run(world: &World<'_>, seed: u64, outcome: &mut Outcome) -> Result<()> {
     let mut random = Random::new(seed);
@@ -40,7 +43,9 @@ pub(crate) fn run(world: &World<'_>, seed: u64, outcome: &mut Outcome) -> Result
             go_on(scene, outcome, 1 + random.below(300))?;
             world.cluster.wait_in_sync()?;
             let some_node = random.below(world.cluster.size() as u64) as usize;
-            match time % 5 {
+            let before = coordinators(scene)?;
+            let hangs = time % 6 == 5 && world.cluster.size() == 1;
+            match time % 6 {
                 2 => {
                     scene.pause(Duration::from_micros(random.below(40_000)));
                     world.cluster.kill(some_node)?;
@@ -51,6 +56,8 @@ pub(crate) fn run(world: &World<'_>, seed: u64, outcome: &mut Outcome) -> Result
                     outcome.fired("broker ended cleanly", 1);
                 }
                 4 => fill_disk(world, outcome)?,
+                5 if hangs => make_hang(world, &controls, outcome)?,
+                5 => elect(world)?,
                 _ => {
                     kill_in_phase(world, &controls, outcome, phase)?;
                     phase += 1;
@@ -58,8 +65,14 @@ pub(crate) fn run(world: &World<'_>, seed: u64, outcome: &mut Outcome) -> Result
             }
             let seconds = world.cluster.up()?;
             eprintln!("the broker was back after {seconds:.0} s");
+            if hangs {
+                let code = scene.ends_by_itself("a", PROGRESS_WITHIN)?;
+                mend_as_told(scene, outcome, code)?;
+            }
+            let moved = before.iter().zip(coordinators(scene)?).filter(|(before, after)| **before != *after);
+            outcome.fired("coordinator moved to another broker", moved.count() as u64);
         }
-        go_on(scene, outcome, 100)
+        catch_up(scene, outcome)
     });
     // Told apart from what the pipeline does wrong, and judged all the same.
     outcome.fired("commit markers skipped by the broker, its own defect", world.cluster.markers_skipped());
@@ -80,6 +93,36 @@ fn kill_in_phase(world: &World<'_>, controls: &Controls, outcome: &mut Outcome, 
     Ok(())
 }
 
+/// The broker dies with a transaction whose offsets are sent, and comes back
+/// without its coordinator's memory: nobody will ever end that transaction.
+fn make_hang(world: &World<'_>, controls: &Controls, outcome: &mut Outcome) -> Result<()> {
+    let (end_txn, _) = *KINDS.first().context("there are kinds of request")?;
+    let node = controls.catch(end_txn, Moment::Asked, CAUGHT_WITHIN).context("no EndTxn was made")?;
+    world.cluster.kill(node)?;
+    controls.let_go();
+    world.cluster.forget(node, TRANSACTIONS)?;
+    outcome.fired("transaction made to hang", 1);
+    Ok(())
+}
+
+/// Every partition goes back to the broker that it was given first, coordinators
+/// among them; no broker dies.
+fn elect(world: &World<'_>) -> Result<()> {
+    let said =
+        world.cluster.tool(&["leader-election", "--election-type", "preferred", "--all-topic-partitions"])?;
+    eprintln!("{said}");
+    Ok(())
+}
+
+/// The brokers that coordinate the group and the transactions of both workers: those
+/// that lead the partitions which Kafka keeps them in.
+fn coordinators(scene: &Scene<'_>) -> Result<Vec<i32>> {
+    let group = &scene.topology.group;
+    let transactions = (0..scene.settings.workers).map(|slot| (TRANSACTIONS, format!("{group}-a-{slot}")));
+    let all = [("__consumer_offsets", group.clone())].into_iter().chain(transactions);
+    all.map(|(topic, name)| scene.world.cluster.leader(topic, &name)).collect()
+}
+
 /// The last node's disk takes nothing more, until somebody makes room.
 fn fill_disk(world: &World<'_>, outcome: &mut Outcome) -> Result<()> {
     let node = world.cluster.size() - 1;
@@ -91,22 +134,47 @@ fn fill_disk(world: &World<'_>, outcome: &mut Outcome) -> Result<()> {
     disk.free()
 }
 
-/// Waits until more is committed. A pipeline that says that a transaction hangs
-/// is mended as it says.
+/// Waits until more is committed.
 fn go_on(scene: &mut Scene<'_>, outcome: &mut Outcome, more: u64) -> Result<()> {
     let position = scene.watch.committed()? + more;
-    let began = Instant::now();
-    while !scene.wait_until_committed(position, LOOK)? {
+    wait_mending(scene, outcome, |positions| positions.iter().sum::<u64>() >= position)
+}
+
+/// Waits until every partition is where it ends now: others may go on while one hangs.
+fn catch_up(scene: &mut Scene<'_>, outcome: &mut Outcome) -> Result<()> {
+    let ends = scene.watch.ends()?;
+    wait_mending(scene, outcome, |positions| {
+        positions.iter().zip(&ends).all(|(position, end)| position >= end)
+    })
+}
+
+/// Waits for positions. A pipeline that says that a transaction hangs is mended as it says.
+fn wait_mending(
+    scene: &mut Scene<'_>,
+    outcome: &mut Outcome,
+    are_there: impl Fn(&[u64]) -> bool,
+) -> Result<()> {
+    let mut began = Instant::now();
+    // While the broker is down nobody answers.
+    while !scene.watch.positions().is_ok_and(|positions| are_there(&positions)) {
         ensure!(began.elapsed() < PROGRESS_WITHIN, "nothing is committed any more");
         if let Some(status) = scene.has_ended("a")? {
-            let log = scene.logged("a");
-            let words = log.lines().last().unwrap_or_default();
-            ensure!(words.contains("hanging transaction"), "it ended with {status}: {words}");
-            outcome.fired("hanging transaction told, and mended", 1);
-            mend(scene)?;
+            mend_as_told(scene, outcome, status.code())?;
+            began = Instant::now();
         }
+        scene.pause(LOOK);
     }
     Ok(())
+}
+
+/// The run has ended with an exit code: with the words for it, or it is no end that may be.
+fn mend_as_told(scene: &mut Scene<'_>, outcome: &mut Outcome, code: Option<i32>) -> Result<()> {
+    let log = scene.logged("a");
+    let words = log.lines().last().unwrap_or_default();
+    ensure!(words.contains("hanging transaction"), "it ended with {code:?}: {words}");
+    let whose = if words.contains("__consumer_offsets") { "the offsets" } else { "the logs" };
+    outcome.fired(&format!("hanging transaction of {whose} told, and mended"), 1);
+    mend(scene)
 }
 
 /// As the pipeline says: what hangs is aborted, and emitted again.

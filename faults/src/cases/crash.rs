@@ -17,7 +17,7 @@ const PROGRESS_WITHIN: Duration = Duration::from_secs(120);
 const REPLAYED_MAX: u64 = 900;
 
 /// The steps by their names in `crash.rs`, each with the number of the time at which it dies, at most.
-const STEPS: [(&str, u64); 11] = [
+const STEPS: [(&str, u64); 12] = [
     ("Begin", 40),
     ("Process", 40),
     ("Send", 3_000),
@@ -29,6 +29,7 @@ const STEPS: [(&str, u64); 11] = [
     ("Write", 4),
     ("StoreFlush", 2),
     ("Restore", 3),
+    ("Load", 4),
 ];
 
 pub(crate) fn run(world: &World<'_>, seed: u64, outcome: &mut Outcome) -> Result<()> {
@@ -49,16 +50,15 @@ pub(crate) fn run(world: &World<'_>, seed: u64, outcome: &mut Outcome) -> Result
     let judged = scene.under_attack(outcome, |scene, outcome| {
         for (step, most) in &STEPS {
             for _ in 0..times {
-                // A restore has something to read only where the disk is behind.
-                if *step == "Restore" && scene.state("a").exists() {
+                // A restore has something to read only where the disk is behind, and to load where it is empty.
+                if ["Restore", "Load"].contains(step) && scene.state("a").exists() {
                     std::fs::remove_dir_all(scene.state("a"))?;
                 }
                 crash_at(scene, outcome, step, 1 + random.below(*most))?;
             }
         }
         scene.start("a")?;
-        let more = scene.watch.committed()? + 100;
-        ensure!(scene.wait_until_committed(more, PROGRESS_WITHIN)?, "nothing is committed any more");
+        scene.wait_for_more(100, PROGRESS_WITHIN)?;
         Ok(())
     });
     judged.and_then(|()| rebuilds(world, &mut random, outcome))

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use ticket_harness::random::Random;
 
 use crate::outcome::Outcome;
@@ -60,8 +60,7 @@ fn attack(
             // In the middle of whatever it is at, its start too.
             scene.pause(Duration::from_millis(random.below(1_500)));
         } else {
-            let more = scene.watch.committed()? + 1 + random.below(600);
-            ensure!(scene.wait_until_committed(more, PROGRESS_WITHIN)?, "nothing is committed any more");
+            scene.wait_for_more(1 + random.below(600), PROGRESS_WITHIN)?;
         }
         scene.kill(victim)?;
         outcome.fired("kill -9", 1);

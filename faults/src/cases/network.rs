@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use ticket_harness::random::Random;
 
 use crate::outcome::Outcome;
@@ -22,19 +22,31 @@ pub(crate) fn run(world: &World<'_>, seed: u64, outcome: &mut Outcome) -> Result
     let settings = Settings { commit_interval_ms: 20, brokers: Some(brokers), ..Settings::default() };
     let scene = Scene::new(world, "network", &settings)?;
     let times = world.times.unwrap_or(TIMES);
+    over_and_over(scene, outcome, &mut random, times, |_, outcome, random, time| {
+        match time % 8 {
+            0..4 => lose_replies(&controls, outcome, KINDS.first().copied(), random.once_in(4)),
+            4 | 5 => lose_some_reply(&controls, outcome, random),
+            6 => outcome.fired("connection cut", controls.cut()),
+            _ => hold_up(&controls, outcome, random, time / 8),
+        }
+        Ok(())
+    })
+}
+
+/// A fault so many times, each after some progress.
+pub(super) fn over_and_over<'w>(
+    scene: Scene<'w>,
+    outcome: &mut Outcome,
+    random: &mut Random,
+    times: u64,
+    mut fault: impl FnMut(&mut Scene<'w>, &mut Outcome, &mut Random, u64) -> Result<()>,
+) -> Result<()> {
     scene.under_attack(outcome, |scene, outcome| {
         scene.start("a")?;
         for time in 0..times {
-            let more = scene.watch.committed()? + 1 + random.below(200);
-            ensure!(scene.wait_until_committed(more, PROGRESS_WITHIN)?, "nothing is committed any more");
-            match time % 8 {
-                0..4 => lose_replies(&controls, outcome, KINDS.first().copied(), random.once_in(4)),
-                4 | 5 => lose_some_reply(&controls, outcome, &mut random),
-                6 => outcome.fired("connection cut", controls.cut()),
-                _ => hold_up(&controls, outcome, &mut random),
-            }
+            scene.wait_for_more(1 + random.below(200), PROGRESS_WITHIN)?;
+            fault(scene, outcome, random, time)?;
         }
-        outcome.expect(controls.passed() > 0, || "nothing went through the proxy".to_owned());
         Ok(())
     })
 }
@@ -59,25 +71,32 @@ fn lose_replies(controls: &Controls, outcome: &mut Outcome, kind: Option<(i16, &
     outcome.fired(&format!("{name}'s reply {how}"), controls.dropped() - before);
 }
 
-fn hold_up(controls: &Controls, outcome: &mut Outcome, random: &mut Random) {
-    if random.once_in(3) {
-        // Less than the load: what is under way grows meanwhile.
-        controls.throttle(20_000 + random.below(80_000));
-        std::thread::sleep(Duration::from_secs(5));
-        controls.throttle(0);
-        outcome.fired("throttled for 5 s", 1);
-    } else if random.once_in(2) {
-        controls.delay(Duration::from_millis(20 + random.below(200)));
-        std::thread::sleep(Duration::from_secs(3));
-        controls.delay(Duration::ZERO);
-        outcome.fired("frames held up for 3 s", 1);
-    } else {
-        controls.freeze(true);
-        std::thread::sleep(Duration::from_millis(random.below(8_000)));
-        if random.once_in(2) {
-            controls.cut();
+/// Slow, late, or not at all, in turn.
+fn hold_up(controls: &Controls, outcome: &mut Outcome, random: &mut Random, time: u64) {
+    let before = controls.held_up();
+    let name = match time % 3 {
+        0 => {
+            // Less than the load: what is under way grows meanwhile.
+            controls.throttle(20_000 + random.below(80_000));
+            std::thread::sleep(Duration::from_secs(5));
+            controls.throttle(0);
+            "throttled for 5 s"
         }
-        controls.freeze(false);
-        outcome.fired("nothing passed for some seconds", 1);
-    }
+        1 => {
+            controls.delay(Duration::from_millis(20 + random.below(200)));
+            std::thread::sleep(Duration::from_secs(3));
+            controls.delay(Duration::ZERO);
+            "frames held up for 3 s"
+        }
+        _ => {
+            controls.freeze(true);
+            std::thread::sleep(Duration::from_millis(1_000 + random.below(7_000)));
+            if random.once_in(2) {
+                controls.cut();
+            }
+            controls.freeze(false);
+            "nothing passed for some seconds"
+        }
+    };
+    outcome.fired(name, u64::from(controls.held_up() > before));
 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use ticket_harness::random::Random;
 
 use crate::outcome::Outcome;
@@ -56,8 +56,7 @@ fn attack(
         } else {
             scene.stop(instance)?;
         }
-        let more = scene.watch.committed()? + 200 + random.below(800);
-        ensure!(scene.wait_until_committed(more, PROGRESS_WITHIN)?, "nothing is committed any more");
+        scene.wait_for_more(200 + random.below(800), PROGRESS_WITHIN)?;
         outcome.fired(&format!("process {} ({protocol})", if comes { "joined" } else { "left" }), 1);
         outcome.fired("partition moved", assigned(scene).saturating_sub(before));
     }

@@ -1,9 +1,7 @@
 //! A little of what is quick: kill -9, and faults of the network, in less than a
 //! minute, for the tests of every day.
 
-use std::time::Duration;
-
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use ticket_harness::random::Random;
 
 use super::network;
@@ -11,7 +9,6 @@ use crate::outcome::Outcome;
 use crate::scene::{Scene, Settings, World};
 
 const TIMES: u64 = 10;
-const PROGRESS_WITHIN: Duration = Duration::from_secs(150);
 
 pub(crate) fn run(world: &World<'_>, seed: u64, outcome: &mut Outcome) -> Result<()> {
     let mut random = Random::new(seed);
@@ -25,19 +22,13 @@ pub(crate) fn run(world: &World<'_>, seed: u64, outcome: &mut Outcome) -> Result
     };
     let scene = Scene::new(world, "short", &settings)?;
     let times = world.times.unwrap_or(TIMES);
-    scene.under_attack(outcome, |scene, outcome| {
-        scene.start("a")?;
-        for time in 0..times {
-            let more = scene.watch.committed()? + 1 + random.below(200);
-            ensure!(scene.wait_until_committed(more, PROGRESS_WITHIN)?, "nothing is committed any more");
-            if time % 2 == 0 {
-                scene.kill("a")?;
-                outcome.fired("kill -9", 1);
-                scene.start("a")?;
-            } else {
-                network::lose_some_reply(&controls, outcome, &mut random);
-            }
+    network::over_and_over(scene, outcome, &mut random, times, |scene, outcome, random, time| {
+        if time % 2 == 1 {
+            network::lose_some_reply(&controls, outcome, random);
+            return Ok(());
         }
-        Ok(())
+        scene.kill("a")?;
+        outcome.fired("kill -9", 1);
+        scene.start("a")
     })
 }

@@ -21,7 +21,7 @@ struct Attack {
     says: &'static str,
 }
 
-const ALL: [Attack; 8] = [
+const ALL: [Attack; 10] = [
     Attack {
         name: "changelog deleted",
         does: |scene| remake(scene, &scene.topology.changelog_topic.clone()),
@@ -44,11 +44,30 @@ const ALL: [Attack; 8] = [
         says: "lost records",
     },
     Attack {
-        name: "raw topic's head gone past the committed position",
+        name: "changelog truncated, and the disk gone",
         does: |scene| {
-            let ends = scene.watch.ends()?;
-            delete_records(scene, &scene.topology.source.topic.clone(), &ends)
+            let changelog = scene.topology.changelog_topic.clone();
+            // Kafka deletes no records of a topic that is only compacted, until somebody says that it may.
+            set_cleanup(scene, &changelog, "[compact,delete]")?;
+            truncate(scene, &changelog)?;
+            set_cleanup(scene, &changelog, "compact")?;
+            Ok(std::fs::remove_dir_all(scene.state("a"))?)
         },
+        refused: true,
+        says: "lost records",
+    },
+    Attack {
+        name: "ids log truncated, and the disk gone",
+        does: |scene| {
+            truncate(scene, &scene.topology.ids_topic.clone())?;
+            Ok(std::fs::remove_dir_all(scene.state("a"))?)
+        },
+        refused: true,
+        says: "lost records",
+    },
+    Attack {
+        name: "raw topic's head gone past the committed position",
+        does: |scene| truncate(scene, &scene.topology.source.topic.clone()),
         refused: true,
         says: "are gone before they were read",
     },
@@ -151,14 +170,20 @@ fn remake(scene: &Scene<'_>, topic: &str) -> Result<()> {
     scene.command_until_well(&["topics", "apply"], PROGRESS_WITHIN)
 }
 
-fn delete_records(scene: &Scene<'_>, topic: &str, before: &[u64]) -> Result<()> {
-    let partitions: Vec<serde_json::Value> = before
-        .iter()
-        .enumerate()
-        .map(|(partition, offset)| serde_json::json!({"topic": topic, "partition": partition, "offset": offset}))
+/// Deletes all records of a topic.
+fn truncate(scene: &Scene<'_>, topic: &str) -> Result<()> {
+    // -1 is its end.
+    let partitions: Vec<serde_json::Value> = (0..PARTITIONS)
+        .map(|partition| serde_json::json!({"topic": topic, "partition": partition, "offset": -1}))
         .collect();
     let file = scene.world.folder.join(format!("{}-delete.json", scene.name));
     std::fs::write(&file, serde_json::json!({"version": 1, "partitions": partitions}).to_string())?;
     let file = file.to_str().context("a path that is text")?;
     scene.world.cluster.tool(&["delete-records", "--offset-json-file", file]).map(drop)
+}
+
+fn set_cleanup(scene: &Scene<'_>, topic: &str, policy: &str) -> Result<()> {
+    let policy = format!("cleanup.policy={policy}");
+    let arguments = ["configs", "--alter", "--topic", topic, "--add-config", &policy];
+    scene.world.cluster.tool(&arguments).map(drop)
 }

@@ -122,11 +122,12 @@ fn read(
                 }
                 _ => false,
             };
-            if is_load && writes.size_bytes() >= bytes_max {
+            if read.records > 0 {
                 crash::at(Step::Restore);
+            }
+            if is_load && writes.size_bytes() >= bytes_max {
                 course.store.load(std::mem::take(&mut writes), &positions)?;
             } else if !is_load && (read.records > 0 || ended) {
-                crash::at(Step::Restore);
                 course.store.write(std::mem::take(&mut writes), &positions, false)?;
                 course.store.flush_if_due(Instant::now())?;
             }
@@ -151,6 +152,7 @@ fn read(
     }
     if is_load {
         course.store.load(writes, &positions)?;
+        crash::at(Step::Load);
     }
     course.store.write(Writes::default(), &positions, true)?;
     if is_load {
