@@ -363,7 +363,7 @@ mod tests {
 
     #[test]
     fn a_transaction_is_waited_for_as_long_as_its_producer_lets_it_live() {
-        for (kafka, seconds) in [("{}", 30), ("{producer: {transaction.timeout.ms: 60000}}", 75)] {
+        for (kafka, seconds) in [("{}", 45), ("{producer: {transaction.timeout.ms: 60000}}", 90)] {
             let topology = Topology::parse("topology.yaml", &format!("kafka: {kafka}\n"), &|_| None).unwrap();
             assert_eq!(decided_within(&topology), Duration::from_secs(seconds), "{kafka}");
         }
