@@ -1,6 +1,9 @@
 //! How a run begins and ends by itself, and what it refuses, in plain words.
 
 use std::process::Output;
+use std::time::Duration;
+
+use rdkafka::consumer::DefaultConsumerContext;
 
 use crate::datasets::HISTORIES;
 use crate::pipeline::{Pipeline, Settings};
@@ -53,6 +56,22 @@ fn a_second_process_on_the_same_state_directory_is_refused() {
     pipeline.append([opened("T-1")]);
     pipeline.wait_until_caught_up();
     first.end_well();
+}
+
+#[test]
+fn another_process_of_the_same_instance_ends_the_run_and_is_named() {
+    let pipeline = Pipeline::new("same-instance", &Settings { workers: 1, ..Settings::default() });
+    let mut process = pipeline.start("a");
+    wait::until("it runs", || process.log().has_restored(4).then_some(()));
+    let other = pipeline.member("a", 0, DefaultConsumerContext);
+    wait::until("it ends", || {
+        // What it is told does not matter; it is a member as long as it polls.
+        drop(other.poll(Duration::from_millis(100)));
+        (!process.is_running()).then_some(())
+    });
+    let ended = process.wait();
+    assert_eq!(ended.status.code(), Some(1));
+    assert!(ended.log.0.contains("another process runs as"), "{}", ended.log.0);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use rdkafka::message::Message;
 use super::Worker;
 use super::assignment::Assignment;
 use super::batch::Batch;
-use crate::transaction::Trouble;
+use crate::transaction::{Trouble, has_joined};
 
 /// An idle poll takes so long: the time in which a stop is noticed.
 const IDLE_POLL: Duration = Duration::from_millis(100);
@@ -69,7 +69,7 @@ impl Worker {
                         batch.push(record);
                     }
                 }
-                Some(Err(error)) => self.judge(&error)?,
+                Some(Err(error)) => self.judge(consumer, &error)?,
                 None => {}
             }
             let is_waiting = came || batch.wait().is_none_or(|wait| !wait.is_zero());
@@ -81,7 +81,7 @@ impl Worker {
         }
     }
 
-    fn judge(&self, error: &KafkaError) -> Result<(), Trouble> {
+    fn judge(&self, consumer: &BaseConsumer<Assignment>, error: &KafkaError) -> Result<(), Trouble> {
         use RDKafkaErrorCode as Code;
         let topology = &self.setup.topology;
         let stage = self.setup.stage;
@@ -89,7 +89,10 @@ impl Worker {
         let code = error.rdkafka_error_code();
         let fatal = matches!(error, KafkaError::MessageConsumptionFatal(_));
         match code {
-            Some(Code::FencedInstanceId) if fatal => Err(Trouble::Stop(anyhow!(
+            // Where nobody answered for a session's time, librdkafka (2.12.1) forgets its member id and
+            // sends a heartbeat without one (`rd_kafka_cgrp_session_timeout_check`), which the broker,
+            // when it is back, takes for a second member.
+            Some(Code::FencedInstanceId) if fatal && has_joined(consumer) => Err(Trouble::Stop(anyhow!(
                 "another process runs as {:?}: give each its own runtime.instance (INSTANCE_ID)",
                 self.member.id
             ))),
