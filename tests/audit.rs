@@ -14,6 +14,7 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use ticket_pipeline::store::Writes;
 use ticket_pipeline::topology::Topology;
 
+use crate::crash::{Kills, smallest_transactions};
 use crate::datasets::{self, HISTORIES, NASTY};
 use crate::pipeline::{Pipeline, Settings};
 use crate::random::Random;
@@ -125,17 +126,18 @@ fn beside_a_pipeline_at_work_the_audit_sees_a_consistent_cut() {
 #[test]
 fn a_pipeline_that_was_killed_has_lost_and_doubled_nothing() {
     let mut random = Random::new();
-    let settings = Settings { batch_records_max: 12, commit_interval: "5ms", ..Settings::default() };
-    let pipeline = Pipeline::new("audited-killed", &settings);
+    let pipeline = Pipeline::new("audited-killed", &smallest_transactions());
     pipeline.feed(&NASTY);
-    for _ in 0..3 {
+    let mut kills = Kills::of(&pipeline, 3, Pipeline::committed);
+    while let Some(wanted) = kills.next(&mut random) {
         let process = pipeline.start("a");
-        let target = pipeline.committed() + 1 + random.below(pipeline.end() as u64 / 5) as i64;
-        pipeline.wait_until_committed(target);
+        pipeline.wait_until_committed(wanted);
         process.kill();
+        kills.happened(|| NASTY.raw());
         // What it left open is ended by the broker, or by its successor.
         audit(&pipeline, &["--state"]).assert_clean();
     }
+    kills.assert_that_most_came_midway();
     pipeline.run_until_caught_up();
     let audited = audit(&pipeline, &["--state"]);
     audited.assert_clean();
@@ -146,9 +148,7 @@ fn a_pipeline_that_was_killed_has_lost_and_doubled_nothing() {
 fn a_replay_is_known_when_the_ids_log_no_longer_tells_of_it() {
     let settings = Settings { workers: 1, ..Settings::default() };
     let pipeline = Pipeline::new("audited-replay", &settings);
-    pipeline.rewrite(|text| {
-        text.replace("\n  brokers:", "\n  consumer:\n    session.timeout.ms: 6000\n  brokers:")
-    });
+    pipeline.set_shortest_session();
     pipeline.feed(&HISTORIES);
     pipeline.run_until_caught_up();
     for back in ["-300", "-100"] {

@@ -12,7 +12,7 @@ use crate::random::Random;
 use crate::story::{in_every_partition, moved, opened};
 use crate::wait;
 
-const KILLS: i64 = 8;
+pub(crate) const KILLS: i64 = 8;
 
 /// A process that is killed while it starts lives for so long at most.
 const START_MS_MAX: u64 = 500;
@@ -38,7 +38,7 @@ fn killed_again_and_again(name: &str, set: &DataSet, mut loses_disk: impl FnMut(
     pipeline.feed(set);
     let uids = in_every_partition("after");
     pipeline.append(uids.iter().map(|uid| opened(uid)));
-    let mut kills = Kills::of(&pipeline, Pipeline::committed);
+    let mut kills = Kills::of(&pipeline, KILLS, Pipeline::committed);
     while let Some(wanted) = kills.next(&mut random) {
         let process = pipeline.start("a");
         if random.once_in(4) {
@@ -76,22 +76,23 @@ pub(crate) struct Kills<'a> {
     pipeline: &'a Pipeline,
     /// How many records are done.
     done: fn(&Pipeline) -> i64,
+    all: i64,
     kills: i64,
     midway: i64,
 }
 
 impl<'a> Kills<'a> {
-    pub(crate) fn of(pipeline: &'a Pipeline, done: fn(&Pipeline) -> i64) -> Kills<'a> {
-        Kills { pipeline, done, kills: 0, midway: 0 }
+    pub(crate) fn of(pipeline: &'a Pipeline, all: i64, done: fn(&Pipeline) -> i64) -> Kills<'a> {
+        Kills { pipeline, done, all, kills: 0, midway: 0 }
     }
 
     /// How many records are to be done when the next kill comes; `None` after the last.
     pub(crate) fn next(&self, random: &mut Random) -> Option<i64> {
         let done = (self.done)(self.pipeline);
         // An equal share of what is left for each kill to come, and one for the run after them.
-        let shares = KILLS - self.kills + 1;
+        let shares = self.all - self.kills + 1;
         let share = ((self.pipeline.end() - done) / shares).max(1);
-        (self.kills < KILLS).then(|| done + 1 + random.below(share as u64) as i64)
+        (self.kills < self.all).then(|| done + 1 + random.below(share as u64) as i64)
     }
 
     /// The process is dead; where it had done all, the next is given `more`.
@@ -106,7 +107,8 @@ impl<'a> Kills<'a> {
 
     /// Each kill that came too late was preceded by a look that lasted as long as a data set.
     pub(crate) fn assert_that_most_came_midway(&self) {
-        assert!(self.midway > KILLS / 2, "{} of {KILLS} kills came before the end", self.midway);
+        let Kills { all, midway, .. } = self;
+        assert!(*midway > all / 2, "{midway} of {all} kills came before the end");
     }
 }
 
@@ -117,11 +119,9 @@ fn live_for(time: Duration) {
 
 #[test]
 fn of_two_processes_one_is_killed_and_the_other_goes_on_until_it_is_back() {
-    let settings =
-        Settings { workers: 1, batch_records_max: 4, commit_interval: "5ms", ..Settings::default() };
-    let pipeline = Pipeline::new("one-of-two", &settings);
-    // Records of every partition for each of the three stages: whoever joins late, all have work.
-    let [before, meanwhile, after] = [0, 1, 2].map(|third| thirds(&HISTORIES, third));
+    let pipeline = Pipeline::new("one-of-two", &Settings { workers: 1, ..smallest_transactions() });
+    // Records of every partition for each of the stages: whoever joins late, all have work.
+    let [before, meanwhile, undone, after] = HISTORIES.parts();
     pipeline.append(before);
     let survivor = pipeline.start("a");
     let victim = pipeline.start("b");
@@ -130,8 +130,10 @@ fn of_two_processes_one_is_killed_and_the_other_goes_on_until_it_is_back() {
     let caught_up = pipeline.end();
     pipeline.append(meanwhile);
     pipeline.wait_until_committed(caught_up + 1);
+    victim.freeze();
+    pipeline.append(undone);
     victim.kill();
-    assert!(pipeline.committed() < pipeline.end(), "the kill came too late");
+    assert!(pipeline.committed() < pipeline.end(), "what waits for the victim is done by nobody else");
     pipeline.lose_disk("b");
     let back = pipeline.start("b");
     wait::until("it is back", || owns_two(&back).then_some(()));
@@ -144,15 +146,7 @@ fn of_two_processes_one_is_killed_and_the_other_goes_on_until_it_is_back() {
     pipeline.assert_emitted(&HISTORIES);
 }
 
-/// A third of each partition's records, in their order.
-fn thirds(set: &DataSet, third: usize) -> Vec<RawLine> {
-    let raw = set.raw();
-    let in_partition = |partition| raw.iter().filter(|raw| raw.partition == partition).count();
-    let is_in = |raw: &&RawLine| raw.offset as usize * 3 / in_partition(raw.partition) == third;
-    raw.iter().filter(is_in).cloned().collect()
-}
-
 /// Of four partitions in two processes each ends up with two.
-fn owns_two(process: &Process) -> bool {
-    process.log().lines("restored").len() >= 2
+pub(crate) fn owns_two(process: &Process) -> bool {
+    process.log().restored().len() >= 2
 }

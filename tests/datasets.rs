@@ -1,5 +1,6 @@
 //! The data beside the tests, and the settings that each of its sets is for.
 
+use std::collections::BTreeMap;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
@@ -65,6 +66,19 @@ impl DataSet {
     pub(crate) fn raw(&self) -> Vec<RawLine> {
         let parse = |line| RawLine::parse(line).unwrap_or_else(|error| panic!("{}: {error:#}", self.name));
         self.raw_text().lines().map(parse).collect()
+    }
+
+    /// Of each partition's records as many in each part, in their order.
+    pub(crate) fn parts<const PARTS: usize>(&self) -> [Vec<RawLine>; PARTS] {
+        let raw = self.raw();
+        let ends: BTreeMap<i32, usize> =
+            raw.iter().map(|raw| (raw.partition, raw.offset as usize + 1)).collect();
+        let mut parts = [(); PARTS].map(|()| Vec::new());
+        for raw in raw {
+            let part = raw.offset as usize * PARTS / ends[&raw.partition];
+            parts[part].push(raw);
+        }
+        parts
     }
 
     /// What must come out of them.

@@ -15,11 +15,10 @@ use crate::story::{again, in_every_partition, moved, opened};
 use crate::tasks::PARTITIONS;
 use crate::{broker, wait};
 
+/// With one worker no partition is handed on: what is told of each is told once.
 fn emitted(name: &str) -> (Pipeline, Vec<String>) {
-    let pipeline = Pipeline::new(name, &Settings::default());
-    pipeline.rewrite(|text| {
-        text.replace("\n  brokers:", "\n  consumer:\n    session.timeout.ms: 6000\n  brokers:")
-    });
+    let pipeline = Pipeline::new(name, &Settings { workers: 1, ..Settings::default() });
+    pipeline.set_shortest_session();
     pipeline.feed(&HISTORIES);
     let uids = in_every_partition("T");
     pipeline.append(uids.iter().map(|uid| opened(uid)));
@@ -205,50 +204,92 @@ fn an_ids_log_that_is_cut_within_the_window_is_told_where_it_is_needed() {
     pipeline.assert_emitted_as_expected();
 }
 
-/// As a broker leaves it that has lost a transaction's markers in the ids log:
-/// the offset is committed, and the records that belong to it are not decided.
-fn hang(pipeline: &Pipeline) -> ThreadedProducer<DefaultProducerContext> {
-    let [changelog, ids] = pipeline.logs();
+/// A transaction that nobody ends while the test runs.
+fn open_transaction(pipeline: &Pipeline) -> ThreadedProducer<DefaultProducerContext> {
     let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", broker::address());
-    let producer: ThreadedProducer<DefaultProducerContext> = config
-        .clone()
-        .set("transactional.id", format!("{ids}-hanging"))
-        .set("transaction.timeout.ms", "300000")
-        .create()
-        .expect("a producer");
+    config
+        .set("bootstrap.servers", broker::address())
+        .set("transactional.id", format!("{}-hanging", pipeline.group()))
+        .set("transaction.timeout.ms", "300000");
+    let producer: ThreadedProducer<DefaultProducerContext> = config.create().expect("a producer");
     producer.init_transactions(wait::PATIENCE).expect("transactions");
     producer.begin_transaction().expect("a transaction");
-    let record = BaseRecord::<(), [u8]>::to(ids).partition(0).payload(b"undecided");
+    producer
+}
+
+/// A client of the group that is no member.
+fn outsider(pipeline: &Pipeline) -> BaseConsumer {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", broker::address()).set("group.id", pipeline.group());
+    config.create().expect("a client")
+}
+
+/// The offset behind all of partition 0, with the logs' true ends.
+fn end_of_all(pipeline: &Pipeline) -> TopicPartitionList {
+    let [changelog, ids] = pipeline.logs();
+    let mut list = TopicPartitionList::new();
+    let mut place = list.add_partition(&pipeline.topic("ticket.raw"), 0);
+    place.set_offset(Offset::Offset(pipeline.end_of(0))).expect("an offset");
+    place.set_metadata(format!("1 {} {}", pipeline.true_end(changelog, 0), pipeline.true_end(ids, 0)));
+    list
+}
+
+/// As a broker leaves it that has lost a transaction's markers in the ids log:
+/// the offset is committed, and the records that belong to it are not decided.
+fn hang_in_the_ids_log(pipeline: &Pipeline) -> ThreadedProducer<DefaultProducerContext> {
+    let producer = open_transaction(pipeline);
+    let record = BaseRecord::<(), [u8]>::to(pipeline.logs()[1]).partition(0).payload(b"undecided");
     producer.send(record).map_err(|(error, _)| error).expect("a record");
     producer.flush(wait::PATIENCE).expect("it arrives");
-    let group: BaseConsumer = config.set("group.id", pipeline.group()).create().expect("a client");
-    let source = pipeline.topic("ticket.raw");
-    let metadata = format!("1 {} {}", pipeline.true_end(changelog, 0), pipeline.true_end(ids, 0));
-    let mut list = TopicPartitionList::new();
-    let mut place = list.add_partition(&source, 0);
-    place.set_offset(Offset::Offset(pipeline.end_of(0))).expect("an offset");
-    place.set_metadata(metadata);
+    let (group, offset) = (outsider(pipeline), end_of_all(pipeline));
     wait::until("the group has no members, and an offset can be committed for it", || {
-        group.commit(&list, CommitMode::Sync).ok()
+        group.commit(&offset, CommitMode::Sync).ok()
     });
     producer
 }
 
-#[test]
-fn a_hanging_transaction_ends_the_run_in_plain_words_and_what_they_advise_mends_it() {
-    let (pipeline, uids) = emitted("hanging");
-    let before = pipeline.emitted().len();
+/// As it leaves it that has lost those in `__consumer_offsets` alone: all else is
+/// decided, and the offset is not.
+fn hang_in_the_offsets(pipeline: &Pipeline) -> ThreadedProducer<DefaultProducerContext> {
+    let producer = open_transaction(pipeline);
+    let metadata = outsider(pipeline).group_metadata().expect("a group");
+    producer
+        .send_offsets_to_transaction(&end_of_all(pipeline), &metadata, wait::PATIENCE)
+        .expect("the offset is sent");
+    producer
+}
+
+/// The run says in plain words that a transaction hangs, and does nothing; what the words advise mends it.
+fn assert_told_and_mended(
+    name: &str,
+    words: &str,
+    hang: fn(&Pipeline) -> ThreadedProducer<DefaultProducerContext>,
+) {
+    let (pipeline, uids) = emitted(name);
+    // Waits for such a transaction are as long as ours can live.
+    pipeline.rewrite(|text| {
+        text.replace("\n  brokers:", "\n  producer:\n    transaction.timeout.ms: 10000\n  brokers:")
+    });
     let hanging = hang(&pipeline);
     pipeline.append(uids.iter().map(|uid| moved(uid, "waiting")));
     let said = refused(&pipeline, "a transaction hangs");
-    let place = format!("hanging transaction: {} [0]", pipeline.logs()[1]);
-    assert!(said.contains(&place) && said.contains("--delete-offsets"), "{said}");
+    let told = said.contains("hanging transaction: ") && said.contains(words);
+    assert!(told && said.contains("--delete-offsets"), "{said}");
 
     hanging.abort_transaction(wait::PATIENCE).expect("it is aborted");
+    assert!(!pipeline.changes().contains_key(&uids[0]), "nothing of the partition was emitted");
     pipeline.lose_disk("a");
     forget_offsets(&pipeline);
     pipeline.run_until_caught_up();
     pipeline.assert_emitted_as_expected();
-    assert!(pipeline.emitted().len() > before);
+}
+
+#[test]
+fn a_hanging_transaction_ends_the_run_in_plain_words_and_what_they_advise_mends_it() {
+    assert_told_and_mended("hanging", "-ids [0] is committed up to", hang_in_the_ids_log);
+}
+
+#[test]
+fn a_transaction_that_hangs_in_the_groups_offsets_does_so_too() {
+    assert_told_and_mended("hanging-offsets", "of one in __consumer_offsets", hang_in_the_offsets);
 }

@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
@@ -27,7 +26,7 @@ use crate::process::{Log, Process};
 use crate::tasks::PARTITIONS;
 use crate::wait;
 
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) use emitted::Run;
 
 /// As long as the contract's name, so that no derived event changes its size.
 const RAW_TOPIC: &str = "ticket.raw";
@@ -195,6 +194,17 @@ impl Pipeline {
         std::fs::write(&file, change(text)).expect("the folder of tests can be written to");
     }
 
+    /// How long a member that says nothing, such as one that has stopped, counts as one of the group.
+    pub(crate) fn set_session(&self, timeout_ms: u32) {
+        let session = format!("\n  consumer:\n    session.timeout.ms: {timeout_ms}\n  brokers:");
+        self.rewrite(|text| text.replace("\n  brokers:", &session));
+    }
+
+    /// As short as the broker allows: the group can be reset soon after a run.
+    pub(crate) fn set_shortest_session(&self) {
+        self.set_session(6_000);
+    }
+
     pub(crate) fn topology_file(&self) -> PathBuf {
         self.folder.join("topology.yaml")
     }
@@ -210,7 +220,7 @@ impl Pipeline {
 
     /// Where a partition ends, markers of transactions and all.
     pub(crate) fn true_end(&self, topic: &str, partition: i32) -> i64 {
-        self.asker().fetch_watermarks(topic, partition, ANSWER_TIMEOUT).expect("the broker answers").1
+        self.asker().fetch_watermarks(topic, partition, wait::PATIENCE).expect("the broker answers").1
     }
 
     /// The topic's name on the broker.
@@ -388,7 +398,7 @@ impl Pipeline {
         }
         // A group that is new has no coordinator yet.
         let committed = wait::until("the broker knows what is committed", || {
-            asker.committed_offsets(list.clone(), ANSWER_TIMEOUT).ok()
+            asker.committed_offsets(list.clone(), wait::PATIENCE).ok()
         });
         let position = |offset| match offset {
             Offset::Offset(position) => position,
@@ -536,7 +546,7 @@ fn produce(topic: &str, codec: &str, level: i32, records: &[RawLine]) {
         record.payload = raw.value.as_deref();
         producer.send(record).map_err(|(error, _)| error).expect("the record can be produced");
     }
-    producer.flush(ANSWER_TIMEOUT).expect("the broker takes the records");
+    producer.flush(wait::PATIENCE).expect("the broker takes the records");
 }
 
 /// It is told what is committed at once, also while a transaction is under way.

@@ -30,8 +30,11 @@ impl Process {
         Process { child, log }
     }
 
+    /// The lines so far; the last may be half written.
     pub(crate) fn log(&self) -> Log {
-        Log::read(&self.log)
+        let Log(mut text) = Log::read(&self.log);
+        text.truncate(text.rfind('\n').map_or(0, |end| end + 1));
+        Log(text)
     }
 
     pub(crate) fn is_running(&mut self) -> bool {
@@ -53,11 +56,21 @@ impl Process {
         assert_eq!(status.signal(), Some(9), "it had ended before: {status}\n{}", self.log().0);
     }
 
-    /// Asks for a clean end (`TERM`, `INT`) and waits for it.
+    /// Stops it where it is: what comes now waits for it, however fast it is.
+    pub(crate) fn freeze(&self) {
+        self.signal("STOP");
+    }
+
+    /// Asks for a clean end (`TERM`, `INT`) and waits for it. One that is frozen hears of that first.
     pub(crate) fn end(self, signal: &str) -> Ended {
+        self.signal(signal);
+        self.signal("CONT");
+        self.wait()
+    }
+
+    fn signal(&self, signal: &str) {
         let sent = Command::new("kill").arg(format!("-{signal}")).arg(self.child.id().to_string()).status();
         assert!(sent.expect("kill can be started").success(), "it had ended before:\n{}", self.log().0);
-        self.wait()
     }
 
     pub(crate) fn end_well(self) -> Log {
@@ -114,7 +127,6 @@ impl Log {
     /// A field of the first of those lines; `None` where there is no such line yet.
     pub(crate) fn word(&self, text: &str, field: &str) -> Option<String> {
         let line = self.lines(text).into_iter().next()?;
-        // A line may be half written.
         let (_, rest) = line.split_once(&format!(" {field}="))?;
         Some(rest.split_whitespace().next()?.to_owned())
     }
@@ -122,16 +134,9 @@ impl Log {
     /// How many records each partition was restored from, in all; a rebalance may hand one on.
     pub(crate) fn restored(&self) -> BTreeMap<i64, i64> {
         let mut restored = BTreeMap::new();
-        for line in self.lines("restored") {
-            let number = |field: &str| -> Option<i64> {
-                line.split_once(&format!(" {field}="))?.1.split_whitespace().next()?.parse().ok()
-            };
-            // The last line may be half written: its last field tells.
-            if let (Some(partition), Some(records), Some(_)) =
-                (number("partition"), number("records"), number("elapsed_ms"))
-            {
-                *restored.entry(partition).or_default() += records;
-            }
+        let [partitions, records] = ["partition", "records"].map(|field| self.numbers("restored", field));
+        for (partition, records) in partitions.into_iter().zip(records) {
+            *restored.entry(partition).or_default() += records;
         }
         restored
     }

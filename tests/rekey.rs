@@ -8,7 +8,7 @@ use std::process::Output;
 use ticket_pipeline::lines::RawLine;
 use ticket_pipeline::partition;
 
-use crate::crash::{Kills, smallest_transactions};
+use crate::crash::{KILLS, Kills, smallest_transactions};
 use crate::datasets::{DataSet, HISTORIES, NASTY};
 use crate::lines::Line;
 use crate::pipeline::{Pipeline, Settings};
@@ -187,7 +187,7 @@ fn killed_again_and_again_in_both_stages() {
     let mut places = Random::new();
     let mut raw = || scattered(&NASTY, |_| places.below(PARTITIONS as u64) as i32);
     pipeline.append(raw());
-    let mut kills = Kills::of(&pipeline, Pipeline::rekeyed);
+    let mut kills = Kills::of(&pipeline, KILLS, Pipeline::rekeyed);
     while let Some(wanted) = kills.next(&mut random) {
         let process = pipeline.start("a");
         wait::until("more is re-keyed", || (pipeline.rekeyed() >= wanted).then_some(()));
@@ -232,13 +232,10 @@ fn of_two_processes_one_is_killed_and_the_other_goes_on() {
 
 // --- Offsets ----------------------------------------------------------------
 
-/// All is emitted, and the group can be reset soon after a run: a member that
-/// has stopped counts as one until its session ends.
+/// All is emitted, and the group can be reset soon after a run.
 fn emitted(name: &str) -> Pipeline {
     let pipeline = Pipeline::new(name, &Settings { workers: 1, ..settings() });
-    pipeline.rewrite(|text| {
-        text.replace("\n  brokers:", "\n  consumer:\n    session.timeout.ms: 6000\n  brokers:")
-    });
+    pipeline.set_shortest_session();
     let mut random = Random::new();
     pipeline.append(scattered(&NASTY, |_| random.below(PARTITIONS as u64) as i32));
     pipeline.run_until_caught_up();

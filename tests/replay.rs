@@ -5,26 +5,23 @@
 use std::collections::BTreeMap;
 
 use crate::datasets::{DataSet, HISTORIES, NASTY};
-use crate::pipeline::{Pipeline, Settings};
+use crate::pipeline::{Pipeline, Run, Settings};
 use crate::story::{in_every_partition, moved, opened};
-use crate::tasks::PARTITIONS;
 use crate::wait;
 
-/// All of a data set is emitted, and the group can be reset soon after a run:
-/// a member that has stopped counts as one until its session ends.
+/// All of a data set is emitted, and the group can be reset soon after a run.
 fn emitted(name: &str, set: &DataSet) -> Pipeline {
-    let pipeline =
-        Pipeline::new(name, &Settings { workers: 1, batch_records_max: 50, ..Settings::default() });
-    pipeline.rewrite(|text| {
-        text.replace("\n  brokers:", "\n  consumer:\n    session.timeout.ms: 6000\n  brokers:")
-    });
+    let pipeline = empty(name);
     pipeline.feed(set);
     pipeline.run_until_caught_up();
     pipeline
 }
 
-fn everywhere(pipeline: &Pipeline, position: impl Fn(i64) -> i64) -> BTreeMap<i32, i64> {
-    (0..PARTITIONS).map(|partition| (partition, position(pipeline.end_of(partition)))).collect()
+fn empty(name: &str) -> Pipeline {
+    let pipeline =
+        Pipeline::new(name, &Settings { workers: 1, batch_records_max: 50, ..Settings::default() });
+    pipeline.set_shortest_session();
+    pipeline
 }
 
 #[test]
@@ -40,13 +37,69 @@ fn the_histories_replayed_from_the_beginning_are_the_same_bytes_again() {
     let log = pipeline.run_until_caught_up();
     assert_eq!(log.lines("rebuilt").len(), 4, "{}", log.0);
     assert_eq!(log.total("records"), pipeline.end(), "{}", log.0);
-    pipeline.assert_emitted_again_from(&[everywhere(&pipeline, |_| 0)]);
+    pipeline.assert_emitted_again_from(&[pipeline.everywhere(|_| 0)]);
+}
+
+/// Two thirds of the histories, a window at their end again, and then the last third.
+fn a_window(name: &str, reset: fn(&Pipeline, &[&str])) {
+    let pipeline = empty(name);
+    let [first, second, last] = HISTORIES.parts();
+    pipeline.append(first);
+    pipeline.append(second);
+    pipeline.run_until_caught_up();
+    let (beginning, to) = (pipeline.everywhere(|_| 0), pipeline.everywhere(|end| end));
+    let from = pipeline.everywhere(|end| end - 200);
+    assert!(from.values().all(|from| *from > 0), "the window has a beginning of its own: {from:?}");
+    reset(&pipeline, &["--shift-by", "-200"]);
+    pipeline.append(last);
+    let log = pipeline.run_until_caught_up();
+    assert_eq!(log.lines("rebuilt").len(), 4, "{}", log.0);
+    let end = pipeline.everywhere(|end| end);
+    let run = |from: &BTreeMap<i32, i64>, to: &BTreeMap<i32, i64>| Run {
+        low: beginning.clone(),
+        from: from.clone(),
+        to: to.clone(),
+    };
+    pipeline.assert_emitted_in(&[run(&beginning, &to), run(&from, &to), run(&to, &end)]);
+}
+
+#[test]
+fn a_window_in_the_middle_of_the_histories_replayed_by_our_command_is_the_same_bytes_again() {
+    a_window("replay-window", |pipeline, by| {
+        pipeline.replay(&[by, &["--execute"]].concat());
+    });
+}
+
+#[test]
+fn a_window_in_the_middle_of_the_histories_replayed_by_kafkas_tool_is_the_same_bytes_again() {
+    a_window("replay-window-tool", Pipeline::reset_by_tool);
+}
+
+#[test]
+fn the_histories_replayed_with_their_head_cut_are_the_bytes_of_tickets_first_seen_where_they_now_begin() {
+    let pipeline = emitted("replay-cut", &HISTORIES);
+    let (beginning, end) = (pipeline.everywhere(|_| 0), pipeline.everywhere(|end| end));
+    let again = Run {
+        low: pipeline.everywhere(|end| end / 3),
+        from: pipeline.everywhere(|end| end / 2),
+        to: end.clone(),
+    };
+    assert!(pipeline.depends_on_the_head(&again), "no ticket of the replay begins in what is cut");
+    pipeline.delete_records_before(&again.low);
+    for (partition, from) in &again.from {
+        let (from, partition) = (from.to_string(), partition.to_string());
+        pipeline.replay(&["--to-offset", &from, "--partition", &partition, "--execute"]);
+    }
+    let log = pipeline.run_until_caught_up();
+    let gone: i64 = log.numbers("rebuilt", "tickets_whose_past_is_gone").iter().sum();
+    assert!(gone > 0, "{}", log.0);
+    pipeline.assert_emitted_in(&[Run { low: beginning.clone(), from: beginning, to: end }, again]);
 }
 
 #[test]
 fn nasty_records_replayed_from_their_middle_by_kafkas_tool_without_the_disk_are_the_same_bytes_again() {
     let pipeline = emitted("replay-middle", &NASTY);
-    let back = everywhere(&pipeline, |end| (end - 60).max(0));
+    let back = pipeline.everywhere(|end| (end - 60).max(0));
     pipeline.reset_by_tool(&["--shift-by", "-60"]);
     pipeline.lose_disk("a");
     let log = pipeline.run_until_caught_up();
@@ -69,7 +122,7 @@ fn nasty_records_replayed_from_their_middle_by_kafkas_tool_without_the_disk_are_
 #[test]
 fn a_rebuild_that_is_killed_begins_again_and_nothing_is_emitted_from_half_a_state() {
     let pipeline = emitted("replay-killed", &HISTORIES);
-    let first = everywhere(&pipeline, |end| end / 2);
+    let first = pipeline.everywhere(|end| end / 2);
     for (partition, position) in &first {
         pipeline.replay(&[
             "--to-offset",
@@ -79,6 +132,10 @@ fn a_rebuild_that_is_killed_begins_again_and_nothing_is_emitted_from_half_a_stat
             "--execute",
         ]);
     }
+    // However fast the machine is, the broker keeps whoever reads waiting: a rebuild is met under way.
+    let [at_once, slowly] =
+        ["  consumer:\n", "  consumer:\n    fetch.min.bytes: 100000000\n    fetch.wait.max.ms: 2000\n"];
+    pipeline.rewrite(|text| text.replace(at_once, slowly));
     let mut unfinished = 0;
     for (text, count) in [("rebuild begun", 1), ("rebuild begun", 1), ("rebuilt", 1), ("rebuild begun", 2)] {
         let mut process = pipeline.start("a");
@@ -89,6 +146,7 @@ fn a_rebuild_that_is_killed_begins_again_and_nothing_is_emitted_from_half_a_stat
         unfinished += process.log().lines("a replay did not come to its end").len();
         process.kill();
     }
+    pipeline.rewrite(|text| text.replace(slowly, at_once));
     pipeline.lose_disk("a");
     let log = pipeline.run_until_caught_up();
     unfinished += log.lines("a replay did not come to its end").len();
@@ -103,9 +161,9 @@ fn where_the_beginning_is_gone_tickets_whose_past_it_was_are_counted_and_the_oth
     // Kept: last written before the position. Gone: written behind it, and first seen in what is cut.
     let gone = in_every_partition("G");
     pipeline.append(uids.iter().chain(&gone).map(|uid| opened(uid)));
-    let low = everywhere(&pipeline, |end| end);
+    let low = pipeline.everywhere(|end| end);
     pipeline.append(gone.iter().map(|uid| moved(uid, "waiting")));
-    let to = everywhere(&pipeline, |end| end);
+    let to = pipeline.everywhere(|end| end);
     pipeline.append(gone.iter().map(|uid| moved(uid, "closed")));
     pipeline.append(gone.iter().map(|uid| moved(uid, "open")));
     pipeline.run_until_caught_up();

@@ -1,8 +1,10 @@
 //! However many workers, processes and commits: what comes out is what the
 //! expected files say, and the same bytes each time.
 
+use crate::crash::{owns_two, smallest_transactions};
 use crate::datasets::{self, HISTORIES, NASTY};
 use crate::pipeline::{Pipeline, Settings};
+use crate::wait;
 
 #[test]
 fn the_histories_come_out_as_expected_with_any_number_of_workers() {
@@ -37,14 +39,14 @@ fn every_variant_comes_out_as_expected() {
 
 #[test]
 fn a_process_that_joins_in_the_middle_takes_its_share_and_changes_nothing() {
-    let pipeline = Pipeline::new(
-        "two-processes",
-        &Settings { workers: 1, batch_records_max: 10, commit_interval: "5ms", ..Settings::default() },
-    );
-    pipeline.feed(&HISTORIES);
+    let pipeline = Pipeline::new("two-processes", &Settings { workers: 1, ..smallest_transactions() });
+    let [before, after] = HISTORIES.parts();
+    pipeline.append(before);
     let first = pipeline.start("a");
-    pipeline.wait_until_committed(pipeline.end() / 8);
+    pipeline.wait_until_committed(1);
     let second = pipeline.start("b");
+    wait::until("the second has its share", || owns_two(&second).then_some(()));
+    pipeline.append(after);
     pipeline.wait_until_caught_up();
     let (first, second) = (first.end_well(), second.end_well());
     assert!(first.total("records") > 0 && second.total("records") > 0, "both took part:\n{}", second.0);

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::process::Output;
-use std::time::{Duration, Instant};
 
 use ticket_pipeline::topology::{KeyedBy, Topology};
 
@@ -15,9 +14,6 @@ use crate::secure::{
     self, CERTIFIED, KEY_PASSWORD, PLAIN_PASSWORD, PRINCIPAL, Resource, Right, SCRAM_PASSWORD, USER,
 };
 use crate::story::{in_every_partition, moved, opened};
-
-/// What ends a run that may not go on ends it within this time on a busy machine.
-const REFUSED_MAX: Duration = Duration::from_secs(45);
 
 /// How a process says who it is.
 #[derive(Debug, Clone, Copy)]
@@ -179,13 +175,10 @@ fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// A run that ends by itself, with an error and in time; what it said.
+/// A run that ends by itself, with an error; what it said.
 fn refused(pipeline: &Pipeline, what: &str) -> String {
-    let started = Instant::now();
     let ended = pipeline.start_with("a", &["--until-caught-up"]).wait();
     assert_eq!(ended.status.code(), Some(1), "{what}: {}", ended.log.0);
-    let took = started.elapsed();
-    assert!(took < REFUSED_MAX, "{what}: {took:?}: {}", ended.log.0);
     ended.log.0
 }
 
@@ -329,11 +322,9 @@ fn a_right_that_is_taken_from_a_running_pipeline_ends_it_and_is_named() {
         let process = pipeline.start("a");
         pipeline.wait_until_caught_up();
         secure::forbid(PRINCIPAL, std::slice::from_ref(&right));
-        let started = Instant::now();
         pipeline.append(uids.iter().map(|uid| moved(uid, &format!("status-{number}"))));
         let ended = process.wait();
         assert_eq!(ended.status.code(), Some(1), "{right:?}: {}", ended.log.0);
-        assert!(started.elapsed() < REFUSED_MAX, "{right:?}: {}", ended.log.0);
         assert!(names(&ended.log.0, &right), "{right:?}: {}", ended.log.0);
         secure::allow(PRINCIPAL, std::slice::from_ref(&right));
     }

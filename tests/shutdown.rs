@@ -3,15 +3,18 @@
 
 use std::collections::BTreeMap;
 
+use crate::crash::smallest_transactions;
 use crate::datasets::HISTORIES;
 use crate::pipeline::{Pipeline, Settings};
 
 fn a_clean_end(signal: &str) {
-    let settings = Settings { batch_records_max: 12, commit_interval: "5ms", ..Settings::default() };
-    let pipeline = Pipeline::new("ended", &settings);
-    pipeline.feed(&HISTORIES);
+    let pipeline = Pipeline::new("ended", &smallest_transactions());
+    let [begun, undone] = HISTORIES.parts();
+    pipeline.append(begun);
     let process = pipeline.start("a");
-    pipeline.wait_until_committed(pipeline.end() / 8);
+    pipeline.wait_until_committed(1);
+    process.freeze();
+    pipeline.append(undone);
     let ended = process.end(signal);
     assert_eq!(ended.status.code(), Some(0), "{}", ended.log.0);
     let committed = pipeline.committed();

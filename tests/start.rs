@@ -1,15 +1,14 @@
 //! How a run begins and ends by itself, and what it refuses, in plain words.
 
 use std::process::Output;
-use std::time::{Duration, Instant};
 
 use crate::datasets::HISTORIES;
 use crate::pipeline::{Pipeline, Settings};
 use crate::story::{in_every_partition, moved, opened};
 use crate::wait;
 
-/// Well below the session's 45 s, which a member that is not known again waits out.
-const REJOIN_MAX: Duration = Duration::from_secs(15);
+/// Longer than a test waits for anything, as a member would that is not known again.
+const SESSION_MS: u32 = 600_000;
 
 #[test]
 fn caught_up_ends_the_run_also_where_there_is_nothing_to_read() {
@@ -27,6 +26,7 @@ fn caught_up_ends_the_run_also_where_there_is_nothing_to_read() {
 #[test]
 fn a_restart_within_the_session_has_its_partitions_back_at_once() {
     let pipeline = Pipeline::new("static", &Settings::default());
+    pipeline.set_session(SESSION_MS);
     let uids = in_every_partition("T");
     pipeline.append(uids.iter().map(|uid| opened(uid)));
     let process = pipeline.start("a");
@@ -34,11 +34,8 @@ fn a_restart_within_the_session_has_its_partitions_back_at_once() {
     process.kill();
     pipeline.append(uids.iter().map(|uid| moved(uid, "closed")));
 
-    let restarted = Instant::now();
     let process = pipeline.start("a");
     pipeline.wait_until_caught_up();
-    let took = restarted.elapsed();
-    assert!(took < REJOIN_MAX, "{took:?}:\n{}", process.log().0);
     process.end_well();
     pipeline.assert_emitted_as_expected();
 }

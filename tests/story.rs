@@ -11,7 +11,8 @@ use crate::tasks::PARTITIONS;
 /// 2026-01-05T00:00:00Z.
 const BEGIN_MS: i64 = 1_767_571_200_000;
 
-static SECONDS: AtomicI64 = AtomicI64::new(0);
+/// All tests draw on it: however many records one makes, the window of another's does not pass.
+static MILLISECONDS: AtomicI64 = AtomicI64::new(0);
 
 /// A ticket is opened: a baseline, from which nothing is derived.
 pub(crate) fn opened(uid: &str) -> RawLine {
@@ -30,7 +31,7 @@ pub(crate) fn again(raw: &RawLine) -> RawLine {
 
 /// A record of this value where the ticket's records are.
 pub(crate) fn record(uid: &str, value: &[u8]) -> RawLine {
-    let timestamp_ms = BEGIN_MS + 1_000 * SECONDS.fetch_add(1, Ordering::Relaxed);
+    let timestamp_ms = BEGIN_MS + MILLISECONDS.fetch_add(1, Ordering::Relaxed);
     RawLine {
         partition: partition::of(uid.as_bytes(), PARTITIONS),
         offset: 0,

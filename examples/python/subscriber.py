@@ -100,7 +100,7 @@ def handle(db, record, lines):
         return "seen before"
     uid, event_type = record.key().decode(), headers["event_name"]
     payload = json.loads(record.value())["payload"]
-    change, ticket, note = describe(payload["change"]), payload["ticket"], ""
+    change, ticket, note = describe(payload.get("change")), payload["ticket"], ""
     if "truncated_fields" in headers:
         ticket, note = fetch_ticket(uid, headers["truncated_fields"]), " (fetched whole)"
     db.execute(
@@ -113,6 +113,9 @@ def handle(db, record, lines):
 
 
 def describe(change):
+    if change is None:
+        return "announced by the platform itself"
+
     def side(name):
         reference = change.get(name) or {}
         return reference.get("name") or reference.get("id") or "nothing"

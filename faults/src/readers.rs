@@ -2,7 +2,7 @@
 //! must be what the log holds in the end.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -16,8 +16,10 @@ use ticket_pipeline::topology::Topology;
 use crate::model::{Found, digest_of};
 use crate::outcome::Outcome;
 
-/// Nothing came for so long after all was over: there is nothing more.
+/// All that must come has come, and then nothing for so long: there is nothing more.
 const SILENCE: Duration = Duration::from_secs(3);
+/// Nothing came for so long, on the slowest machine: what is missing will not come.
+const SILENCE_MAX: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(100);
 
 /// What a reader was given, in the order in which it came.
@@ -27,12 +29,20 @@ pub(crate) struct Seen {
     complaints: Vec<String>,
 }
 
-/// Reads all outputs from their beginning until told that all is over.
+impl Seen {
+    /// Whether it has come to the end of what is there.
+    fn reaches(&self, found: &Found) -> bool {
+        let last = |all: &Found, place| all.get(place).and_then(|records| records.last()).map(|last| last.0);
+        found.keys().all(|place| last(&self.records, place) >= last(found, place))
+    }
+}
+
+/// Reads all outputs from their beginning until it is known what is there in the end.
 pub(crate) fn follow(
     topology: &Topology,
     partitions: i32,
     isolation: &str,
-    is_over: &AtomicBool,
+    found: &OnceLock<Found>,
 ) -> Result<Seen> {
     let mut config = clients::log_reader(topology);
     config.set("isolation.level", isolation);
@@ -47,9 +57,11 @@ pub(crate) fn follow(
     }
     reader.assign(&list)?;
     drop(list);
+    let silence_max =
+        |seen: &Seen| found.get().map(|found| if seen.reaches(found) { SILENCE } else { SILENCE_MAX });
     let mut seen = Seen::default();
     let mut heard = Instant::now();
-    while !is_over.load(Ordering::Relaxed) || heard.elapsed() < SILENCE {
+    while silence_max(&seen).is_none_or(|silence_max| heard.elapsed() < silence_max) {
         match reader.poll(POLL) {
             Some(Ok(record)) => {
                 heard = Instant::now();

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -333,7 +333,7 @@ impl<'w> Scene<'w> {
             partitions: PARTITIONS,
         };
         let mut stream = Stream::new(self.world.histories, shape);
-        let (stop_load, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (stop_load, found) = (AtomicBool::new(false), OnceLock::new());
         let (topology, rate) = (Arc::clone(&self.topology), self.settings.rate);
         std::thread::scope(|scope| {
             let load = scope.spawn(|| {
@@ -342,21 +342,23 @@ impl<'w> Scene<'w> {
                 anyhow::Ok(std::mem::take(&mut stream.expectation))
             });
             let read = |isolation: &'static str| {
-                let (topology, is_over) = (&topology, &is_over);
-                scope.spawn(move || readers::follow(topology, PARTITIONS, isolation, is_over))
+                let (topology, found) = (&topology, &found);
+                scope.spawn(move || readers::follow(topology, PARTITIONS, isolation, found))
             };
             let (committed, uncommitted) = (read("read_committed"), read("read_uncommitted"));
             let attacked = attack(&mut self, outcome);
             stop_load.store(true, Ordering::Relaxed);
             let loaded = load.join().map_err(|_| anyhow!("the load's thread panicked")).flatten();
             let judged = attacked.and(loaded).and_then(|expectation| self.judge(outcome, &expectation));
-            is_over.store(true, Ordering::Relaxed);
+            // Whatever happened, the readers are to end.
+            let in_the_end = model::found(&self.topology, PARTITIONS);
+            let found = found.get_or_init(|| in_the_end.as_ref().cloned().unwrap_or_default());
             let committed = committed.join().map_err(|_| anyhow!("a reader panicked")).flatten()?;
             let uncommitted = uncommitted.join().map_err(|_| anyhow!("a reader panicked")).flatten()?;
             judged?;
-            let found = model::found(&self.topology, PARTITIONS)?;
-            readers::judge_committed(&committed, &found, outcome);
-            readers::judge_uncommitted(&uncommitted, &found, outcome);
+            in_the_end?;
+            readers::judge_committed(&committed, found, outcome);
+            readers::judge_uncommitted(&uncommitted, found, outcome);
             Ok(())
         })
     }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 /// The kernel's unit of CPU time in /proc, fixed for programs: a hundredth of a second.
 const TICK_S: f64 = 0.01;
 
-const STOP_TIME_MAX: Duration = Duration::from_secs(30);
+const STOP_TIME_MAX: Duration = Duration::from_secs(120);
 
 /// CPU seconds of a process and of its threads that have ended, user and system.
 pub fn cpu_s(pid: u32) -> Result<f64> {

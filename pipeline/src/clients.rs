@@ -17,6 +17,9 @@ use rdkafka::{ClientConfig, ClientContext};
 use crate::stage::Stage;
 use crate::topology::{Kafka, TRANSACTION_TIMEOUT_MS, Topology};
 
+/// A broker looks every 10 s for transactions that are past their timeout, and then aborts them.
+const ABORTED_WITHIN: Duration = Duration::from_secs(15);
+
 /// Who a worker is: the same names after a restart.
 #[derive(Debug, Clone)]
 pub struct Member {
@@ -130,6 +133,14 @@ pub fn producer(topology: &Topology, member: &Member) -> ClientConfig {
     // times as large as a raw record. Batches stay at `batch.size`.
     config.set("message.max.bytes", "1000000000");
     config
+}
+
+/// The longest that a transaction of ours can live, until readers are past it.
+#[must_use]
+pub fn decided_within(topology: &Topology) -> Duration {
+    let given = topology.kafka.producer.iter().find(|(name, _)| name == "transaction.timeout.ms");
+    let timeout_ms = given.and_then(|(_, value)| value.trim().parse().ok()).unwrap_or(TRANSACTION_TIMEOUT_MS);
+    Duration::from_millis(timeout_ms) + ABORTED_WITHIN
 }
 
 /// A reader by positions of its own: it never joins the group that it names.

@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -14,12 +13,20 @@ use ticket_pipeline::lines::{self, RawLine};
 use ticket_pipeline::record::{Destination, Outbox, RawRecord};
 use ticket_pipeline::rekey::{self, Rekey};
 
-use super::{ANSWER_TIMEOUT, Pipeline, RAW_TOPIC, client};
+use super::{Pipeline, RAW_TOPIC, client};
 use crate::datasets::DataSet;
 use crate::lines::{Line, Sourced, assert_same_by_source, with_sources};
 use crate::tasks::{PARTITIONS, Tasks};
+use crate::wait;
 
-const READ_POLL: Duration = Duration::from_secs(5);
+/// The records of each partition from one position to another, with a state of
+/// what came from `low` on.
+#[derive(Debug, Clone)]
+pub(crate) struct Run {
+    pub(crate) low: BTreeMap<i32, i64>,
+    pub(crate) from: BTreeMap<i32, i64>,
+    pub(crate) to: BTreeMap<i32, i64>,
+}
 
 impl Pipeline {
     /// All that was emitted, in the order of each partition, topics by the names of the contract.
@@ -61,7 +68,7 @@ impl Pipeline {
         reader.assign(&list).expect("the topics can be read");
         let mut partitions_ended = 0;
         while partitions_ended < open.len() {
-            match reader.poll(READ_POLL) {
+            match reader.poll(wait::PATIENCE) {
                 Some(Ok(record)) => take(&record),
                 Some(Err(KafkaError::PartitionEOF(_))) => partitions_ended += 1,
                 Some(Err(error)) => panic!("read what was emitted: {error}"),
@@ -79,7 +86,7 @@ impl Pipeline {
         for topic in [&dead_letters, &self.topology.changelog_topic, &self.topology.ids_topic] {
             for partition in 0..PARTITIONS {
                 let ends = [&stable, true_end].map(|client| {
-                    client.fetch_watermarks(topic, partition, ANSWER_TIMEOUT).expect("the broker answers").1
+                    client.fetch_watermarks(topic, partition, wait::PATIENCE).expect("the broker answers").1
                 });
                 assert_eq!(ends[0], ends[1], "{topic} [{partition}] is held back by an open transaction");
             }
@@ -185,13 +192,38 @@ impl Pipeline {
 
     /// The same, and after it once more what came from those positions on, for each replay.
     pub(crate) fn assert_emitted_again_from(&self, replays: &[BTreeMap<i32, i64>]) {
+        let end = self.everywhere(|end| end);
+        let beginning = self.everywhere(|_| 0);
+        let run =
+            |from: &BTreeMap<i32, i64>| Run { low: beginning.clone(), from: from.clone(), to: end.clone() };
+        let runs: Vec<Run> = [&beginning].into_iter().chain(replays).map(run).collect();
+        self.assert_emitted_in(&runs);
+    }
+
+    /// What these runs emit, one behind the other, and nothing else.
+    pub(crate) fn assert_emitted_in(&self, runs: &[Run]) {
         let fed = self.fed.borrow();
-        let mut expected = self.expected_of(&fed);
-        for from in replays {
-            let is_again = |raw: &RawLine| raw.offset >= from[&raw.partition];
-            expected.extend(self.expected_where(&fed, is_again));
-        }
+        let expected: Vec<Sourced> = runs.iter().flat_map(|run| self.expected_in(&fed, run)).collect();
         assert_same_by_source(&self.group, &expected, &self.emitted());
+    }
+
+    /// What a run emits of records.
+    fn expected_in(&self, fed: &[RawLine], run: &Run) -> Vec<Sourced> {
+        let at = |positions: &BTreeMap<i32, i64>, raw: &RawLine| positions[&raw.partition];
+        let known: Vec<RawLine> = fed.iter().filter(|raw| raw.offset >= at(&run.low, raw)).cloned().collect();
+        self.expected_where(&known, |raw| (at(&run.from, raw)..at(&run.to, raw)).contains(&raw.offset))
+    }
+
+    /// Whether a run emits other bytes than the same one that knows all that was before it.
+    pub(crate) fn depends_on_the_head(&self, run: &Run) -> bool {
+        let fed = self.fed.borrow();
+        let whole = Run { low: self.everywhere(|_| 0), ..run.clone() };
+        self.expected_in(&fed, run) != self.expected_in(&fed, &whole)
+    }
+
+    /// A position in each partition, from where that ends.
+    pub(crate) fn everywhere(&self, position: impl Fn(i64) -> i64) -> BTreeMap<i32, i64> {
+        (0..PARTITIONS).map(|partition| (partition, position(self.end_of(partition)))).collect()
     }
 
     /// The same for what is committed so far, and nothing beyond it.

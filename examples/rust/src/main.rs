@@ -133,7 +133,7 @@ fn handle(db: &DB, record: &BorrowedMessage<'_>) -> Result<Outcome> {
     let uid = record.key_view::<str>().context("a record without a key")??;
     let event: Value = serde_json::from_slice(record.payload().unwrap_or_default())
         .with_context(|| format!("read event {id}"))?;
-    let change = describe(event.pointer("/payload/change").context("an event without a change")?);
+    let change = describe(event.pointer("/payload/change"));
     let fetched = match header(record, "truncated_fields") {
         None => None,
         Some(fields) => Some(fetch_ticket(uid, fields)?),
@@ -161,7 +161,8 @@ fn header<'a>(record: &'a BorrowedMessage<'_>, name: &str) -> Option<&'a str> {
     std::str::from_utf8(found.value?).ok()
 }
 
-fn describe(change: &Value) -> String {
+fn describe(change: Option<&Value>) -> String {
+    let Some(change) = change else { return "announced by the platform itself".to_owned() };
     let side = |name: &str| {
         let side = change.get(name).unwrap_or(&Value::Null);
         side.get("name").or_else(|| side.get("id")).and_then(Value::as_str).unwrap_or("nothing").to_owned()

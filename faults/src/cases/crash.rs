@@ -7,12 +7,14 @@ use anyhow::{Context, Result, ensure};
 use ticket_harness::random::Random;
 
 use crate::outcome::Outcome;
-use crate::scene::{Scene, Settings, World};
+use crate::scene::{PARTITIONS, Scene, Settings, World};
 
 /// Of each step.
 const TIMES: u64 = 4;
 const DIES_WITHIN: Duration = Duration::from_secs(60);
 const PROGRESS_WITHIN: Duration = Duration::from_secs(120);
+/// A replay goes back so many records at most in each partition, past the beginning of some.
+const REPLAYED_MAX: u64 = 900;
 
 /// The steps by their names in `crash.rs`, each with the number of the time at which it dies, at most.
 const STEPS: [(&str, u64); 11] = [
@@ -72,22 +74,26 @@ fn crash_at(scene: &mut Scene<'_>, outcome: &mut Outcome, step: &str, time: u64)
     Ok(())
 }
 
-/// A replay whose rebuild dies again and again.
+/// Replays whose rebuild dies, and dies again when it is taken up.
 fn rebuilds(world: &World<'_>, random: &mut Random, outcome: &mut Outcome) -> Result<()> {
     let kafka = "  consumer:\n    session.timeout.ms: 6000\n".to_owned();
     let settings = Settings { kafka, workers: 1, ..Settings::default() };
     let mut scene = Scene::new(world, "crash", &settings)?;
-    scene.start("a")?;
-    let end = scene.watch.end()?;
-    ensure!(scene.wait_until_committed(end, PROGRESS_WITHIN)?, "it does not come to the end");
-    scene.stop("a")?;
-    // Whoever has stopped counts as a member until its session ends.
-    let replay = ["replay", "--shift-by", "-1000", "--execute"];
-    scene.command_until_well(&replay, PROGRESS_WITHIN)?;
     let program = world.with_crash_points.as_deref().context("a build with crash points")?;
     scene.set_program(program);
-    for _ in 0..world.times.unwrap_or(TIMES) {
-        crash_at(&mut scene, outcome, "Rebuild", 1 + random.below(6))?;
+    let end = scene.watch.end()?;
+    for _ in 0..world.times.unwrap_or(TIMES).div_ceil(2) {
+        // A rebuild that has ended is not begun again: each is of a replay of its own.
+        scene.start("a")?;
+        ensure!(scene.wait_until_committed(end, PROGRESS_WITHIN)?, "it does not come to the end");
+        scene.stop("a")?;
+        let back = format!("-{}", 1 + random.below(REPLAYED_MAX));
+        // Whoever has stopped counts as a member until its session ends.
+        scene.command_until_well(&["replay", "--shift-by", &back, "--execute"], PROGRESS_WITHIN)?;
+        // Each partition's first transaction and its last. The last of them all dies too, so one is left,
+        // and has both before it.
+        crash_at(&mut scene, outcome, "Rebuild", 1 + random.below(2 * PARTITIONS as u64))?;
+        crash_at(&mut scene, outcome, "Rebuild", 1 + random.below(2))?;
     }
     scene.start("a")?;
     scene.judge_replayed(outcome)

@@ -11,7 +11,7 @@ use crate::outcome::Outcome;
 use crate::scene::{Scene, Settings, World};
 
 const TIMES: u64 = 10;
-const PROGRESS_WITHIN: Duration = Duration::from_secs(60);
+const PROGRESS_WITHIN: Duration = Duration::from_secs(150);
 
 pub(crate) fn run(world: &World<'_>, seed: u64, outcome: &mut Outcome) -> Result<()> {
     let mut random = Random::new(seed);

@@ -18,13 +18,10 @@ use crate::clients::{self, Logs};
 use crate::commit_record::Ends;
 use crate::stage::Stage;
 use crate::topics;
-use crate::topology::TRANSACTION_TIMEOUT_MS;
 use crate::topology::Topology;
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const ASK_AGAIN: Duration = Duration::from_millis(50);
-/// A broker ends a transaction that is older than its timeout within ten seconds.
-const DECIDED_WITHIN: Duration = Duration::from_millis(TRANSACTION_TIMEOUT_MS + 15_000);
 
 /// Where everything stood.
 #[derive(Debug)]
@@ -115,7 +112,7 @@ impl Cut {
             outputs.push(Output { topic: topic.to_owned(), ranges });
         }
 
-        let deadline = Instant::now() + DECIDED_WITHIN;
+        let deadline = Instant::now() + clients::decided_within(topology);
         for (topic, range) in
             outputs.iter().flat_map(|one| one.ranges.iter().map(|range| (&one.topic, range)))
         {
@@ -224,9 +221,8 @@ fn wait_decided(
         }
         if Instant::now() > deadline {
             bail!(
-                "a transaction in {topic} [{partition}] at offset {stable} is neither committed nor aborted for {} s: is it \
-                 hanging? (kafka-transactions.sh find-hanging)",
-                DECIDED_WITHIN.as_secs()
+                "a transaction in {topic} [{partition}] at offset {stable} is neither committed nor aborted for longer \
+                 than it can live: is it hanging? (kafka-transactions.sh find-hanging)"
             );
         }
         thread::sleep(ASK_AGAIN);

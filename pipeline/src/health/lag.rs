@@ -17,7 +17,7 @@ const SEEN_MAX: usize = 256;
 /// How far a position is behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lag {
-    /// The end of the partition.
+    /// Where the partition's records end.
     pub end: i64,
     /// End less position, in records.
     pub records: i64,
@@ -38,6 +38,10 @@ impl Ends {
         self.seen.retain(|place, _| partitions.iter().any(|(ours, ..)| ours == place));
         for (place, end, position) in partitions {
             let seen = self.seen.entry(*place).or_default();
+            // What was taken for records may turn out to be markers of transactions.
+            while seen.back().is_some_and(|(_, last)| last > end) {
+                seen.pop_back();
+            }
             if seen.back().is_none_or(|(_, last)| last != end) {
                 seen.push_back((now, *end));
             }
@@ -104,5 +108,15 @@ mod tests {
         assert!(ends.seen[&(Tickets, 0)].len() <= SEEN_MAX);
         let lag = ends.lag((Tickets, 0), 0, start + Duration::from_secs(10_000)).unwrap();
         assert_eq!((lag.end, lag.records, lag.time.as_secs()), (10_009, 10_009, 10_000));
+    }
+
+    #[test]
+    fn what_turns_out_to_be_no_record_does_not_wait() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut ends = Ends::default();
+        ends.note(&[((Tickets, 0), 6, 5)], at(0));
+        ends.note(&[((Tickets, 0), 5, 5)], at(2));
+        assert_eq!(ends.lag((Tickets, 0), 5, at(60)), Some(Lag { end: 5, records: 0, time: Duration::ZERO }));
     }
 }

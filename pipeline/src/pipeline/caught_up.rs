@@ -3,15 +3,14 @@
 //! what has become of it in the internal topic.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
-use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::Every;
+use super::tail::end_of_records;
 use crate::clients::{self, Logs};
 use crate::stage::Stage;
 use crate::topics;
@@ -20,9 +19,6 @@ use crate::topology::Topology;
 const LOOK: Duration = Duration::from_millis(200);
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// The first look at a partition's tail goes back so many offsets; each further one eight times as many.
-const TAIL_MIN: i64 = 8;
 
 pub(super) struct CaughtUp {
     topology: Arc<Topology>,
@@ -72,9 +68,13 @@ impl CaughtUp {
         for partition in 0..self.partitions {
             if topic == topology.source.topic {
                 // Others may have transactions open in it: what is not committed there is not there.
-                waiting
-                    .targets
-                    .extend(Some(partition).zip(end_of_records(topology, topic, partition, None)?));
+                waiting.targets.extend(Some(partition).zip(end_of_records(
+                    topology,
+                    topic,
+                    partition,
+                    None,
+                    READ_TIMEOUT,
+                )?));
             } else {
                 let (_, end) = topics::bounds(&waiting.observer, topic, partition)?;
                 waiting.undecided.push((partition, end));
@@ -113,7 +113,7 @@ impl Waiting {
             }
             let mut targets = Vec::new();
             for (partition, end) in &self.undecided {
-                let target = end_of_records(topology, topic, *partition, Some(*end))?;
+                let target = end_of_records(topology, topic, *partition, Some(*end), READ_TIMEOUT)?;
                 targets.extend(Some(*partition).zip(target));
             }
             (self.targets, self.undecided) = (targets, Vec::new());
@@ -132,58 +132,4 @@ impl Waiting {
         });
         Ok(self.targets.is_empty())
     }
-}
-
-/// The position behind the last record, before an end where one is given; `None`
-/// where there is none. The log's end may lie further on: the markers of
-/// transactions take offsets too.
-fn end_of_records(
-    topology: &Topology,
-    topic: &str,
-    partition: i32,
-    before: Option<i64>,
-) -> Result<Option<i64>> {
-    let mut tail = TAIL_MIN;
-    loop {
-        // A client for each look, so that the end of a partition told to an earlier one is not taken for this one's.
-        let client: BaseConsumer<Logs> =
-            clients::log_reader(topology).create_with_context(Logs).context("create a client")?;
-        let (low, end) = topics::bounds(&client, topic, partition)?;
-        let end = before.map_or(end, |before| before.min(end));
-        let from = low.max(end - tail);
-        if from >= end {
-            return Ok(None);
-        }
-        let found = last_record(&client, topic, partition, from, end)
-            .with_context(|| format!("read the end of {topic} [{partition}]"))?;
-        if found.is_some() || from == low {
-            return Ok(found.map(|offset| offset + 1));
-        }
-        tail = tail.saturating_mul(8);
-    }
-}
-
-fn last_record(
-    client: &BaseConsumer<Logs>,
-    topic: &str,
-    partition: i32,
-    from: i64,
-    end: i64,
-) -> Result<Option<i64>> {
-    let mut list = TopicPartitionList::new();
-    list.add_partition_offset(topic, partition, Offset::Offset(from))?;
-    client.assign(&list)?;
-    let deadline = Instant::now() + READ_TIMEOUT;
-    let mut last = None;
-    while Instant::now() < deadline {
-        match client.poll(Duration::from_millis(100)) {
-            Some(Ok(record)) if record.offset() < end => last = Some(record.offset()),
-            Some(Ok(_) | Err(KafkaError::PartitionEOF(_))) => return Ok(last),
-            Some(Err(_)) | None => {}
-        }
-        if last.is_some_and(|offset| offset + 1 >= end) {
-            return Ok(last);
-        }
-    }
-    bail!("no answer within {READ_TIMEOUT:?}")
 }

@@ -9,6 +9,7 @@ mod observing;
 mod owners;
 mod progress;
 mod signals;
+mod tail;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -1,5 +1,6 @@
 //! What is asked of Kafka for whoever watches: where the partitions end.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -7,10 +8,12 @@ use anyhow::{Context, Result};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::Every;
+use super::tail::end_of_records;
 use crate::clients::{self, Logs};
 use crate::health::Health;
 use crate::store::StateDirectory;
 use crate::topology::Topology;
+use crate::worker::Place;
 
 const LOOK: Duration = Duration::from_secs(2);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -21,7 +24,15 @@ pub(super) struct Observing {
     state: Arc<StateDirectory>,
     health: Arc<Health>,
     observer: BaseConsumer<Logs>,
+    tails: HashMap<Place, Tail>,
     look: Every,
+}
+
+/// A partition's end as of the last look.
+struct Tail {
+    end: i64,
+    /// Where its records end, as soon as that was looked for.
+    records: Option<i64>,
 }
 
 impl Observing {
@@ -39,6 +50,7 @@ impl Observing {
             state: Arc::clone(state),
             health: Arc::clone(health),
             observer: clients::observer(topology).create_with_context(Logs).context("create a client")?,
+            tails: HashMap::new(),
             look: Every::new(LOOK),
         })
     }
@@ -50,10 +62,9 @@ impl Observing {
         }
         self.health.note_memory(self.state.memory());
         let mut ends = Vec::new();
+        let topology = Arc::clone(&self.topology);
         for status in self.health.statuses() {
-            let topic = status.stage.topic(&self.topology);
-            // Of what re-keying has written, the last is the marker of a transaction, and no record.
-            let is_rekeyed = *topic == self.topology.rekeyed_topic;
+            let topic = status.stage.topic(&topology);
             for task in &status.tasks {
                 let Some(position) = task.position else { continue };
                 // A broker that does not answer is the workers' to wait for; what was known ages meanwhile.
@@ -61,10 +72,32 @@ impl Observing {
                 else {
                     return;
                 };
-                let end = (end - i64::from(is_rekeyed)).max(0);
-                ends.push((status.place(task), end, position));
+                let place = status.place(task);
+                let end = if position < end { self.end_of_records(place, end, position) } else { end };
+                ends.push((place, end, position));
             }
         }
         self.health.note_ends(&ends, Instant::now());
+    }
+
+    /// Where the records of a partition end. As long as it grows that is taken to
+    /// be its end; in one that stands still it is looked for, once.
+    fn end_of_records(&mut self, place: Place, end: i64, position: i64) -> i64 {
+        let Some(tail) = self.tails.get(&place).filter(|tail| tail.end == end) else {
+            self.tails.insert(place, Tail { end, records: None });
+            return end;
+        };
+        if let Some(records) = tail.records {
+            return records;
+        }
+        let (stage, partition) = place;
+        let topic = stage.topic(&self.topology);
+        // Where Kafka does not answer, the next look may be answered.
+        let Ok(found) = end_of_records(&self.topology, topic, partition, Some(end), ANSWER_TIMEOUT) else {
+            return end;
+        };
+        let records = found.unwrap_or(position);
+        self.tails.insert(place, Tail { end, records: Some(records) });
+        records
     }
 }

@@ -38,7 +38,7 @@ impl Restore {
     /// Kafka has committed the offsets, and the records that were to be committed
     /// with them are not. Whatever this producer did next would decide them too.
     pub(super) fn hanging(&self, setup: &Setup, committed: Ends, stable: Ends) -> Trouble {
-        let Topology { changelog_topic, ids_topic, group, state, .. } = &*setup.topology;
+        let Topology { changelog_topic, ids_topic, .. } = &*setup.topology;
         let partition = self.partition;
         let (topic, stable, committed) = if stable.changelog < committed.changelog {
             (changelog_topic, stable.changelog, committed.changelog)
@@ -49,10 +49,8 @@ impl Restore {
             "hanging transaction: {topic} [{partition}] is committed up to offset {committed}, and is not readable from \
              {stable} on: Kafka has lost the commit markers of a transaction, whose outputs hang with it. Aborting it \
              alone would lose them. To emit them again instead: stop every process of the pipeline, abort what \
-             `kafka-transactions.sh find-hanging` lists of its topics, delete every state directory ({:?}) and the group's \
-             offsets (`kafka-consumer-groups.sh --delete-offsets --group {group} --topic {}`), and start it again",
-            state.dir,
-            setup.topology.input_topic(),
+             `kafka-transactions.sh find-hanging` lists of its topics, {}",
+            begin_behind_the_logs(setup),
         ))
     }
 
@@ -67,4 +65,17 @@ impl Restore {
             state.dir
         ))
     }
+}
+
+/// What is left to do where transactions hung and were aborted: the ids log then
+/// says where the input goes on, and nothing else may.
+pub(super) fn begin_behind_the_logs(setup: &Setup) -> String {
+    let topology = &setup.topology;
+    format!(
+        "delete every state directory ({:?}) and the group's offsets (`kafka-consumer-groups.sh --delete-offsets --group {} \
+         --topic {}`), and start it again",
+        topology.state.dir,
+        setup.stage.group(topology),
+        setup.stage.topic(topology),
+    )
 }

@@ -9,6 +9,7 @@
 //! [`crate::rebuild`]'s to know. It does not know tasks, nor what an entry means.
 
 mod losses;
+mod offsets;
 mod plan;
 mod position;
 mod reader;
@@ -16,7 +17,7 @@ mod reading;
 mod rekeying;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::anyhow;
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
@@ -25,17 +26,12 @@ use crate::clients::{self, Logs};
 use crate::commit_record::Ends;
 use crate::store::{Positions, Reset, StateDirectory, Store};
 use crate::topology::Topology;
-use crate::transaction::{DECIDED_WITHIN, Trouble};
+use crate::transaction::Trouble;
+use offsets::{Committed, Question};
 use plan::{Plan, Start};
-use reader::{Committed, committed};
 pub(crate) use reader::{create, is_passing, watermarks};
 use reading::{Read, Reading};
 pub use rekeying::Resume;
-
-/// While a transaction holds offsets back, asking for them blocks; the worker
-/// has others to serve meanwhile. A slow broker is given more time by and by.
-const COMMITTED_TIMEOUT_MIN: Duration = Duration::from_millis(250);
-const COMMITTED_TIMEOUT_MAX: Duration = Duration::from_secs(4);
 
 /// What a process knows when its workers start.
 #[derive(Debug)]
@@ -67,7 +63,7 @@ enum Stage {
     /// Another worker of this process may still have the store open.
     Open,
     /// Offsets that a transaction holds back are not known yet.
-    Committed(Store),
+    Committed(Store, Question),
     /// The log's last stable offset may lie before what is committed.
     Settle(Course),
     /// What is to be read is known, and by whom is not.
@@ -98,22 +94,17 @@ struct Waiting {
 impl Waiting {
     /// `why` says what is waited for; past the time in which a broker ends a
     /// transaction, it is said aloud.
-    fn note(&mut self, partition: i32, why: &str) {
+    fn note(&mut self, setup: &Setup, partition: i32, why: &str) {
         self.attempts += 1;
-        if !self.warned && self.is_long() {
+        if !self.warned && self.is_long(setup) {
             self.warned = true;
-            tracing::warn!(
-                partition,
-                why,
-                "still waiting to restore: is Kafka whole, or is there a hanging transaction of __consumer_offsets? \
-                 (kafka-transactions.sh find-hanging)"
-            );
+            tracing::warn!(partition, why, "still waiting to restore: is Kafka whole?");
         }
     }
 
     /// Whether every transaction of when it began would be decided by now.
-    fn is_long(&mut self) -> bool {
-        self.since.get_or_insert_with(Instant::now).elapsed() > DECIDED_WITHIN
+    fn is_long(&mut self, setup: &Setup) -> bool {
+        self.since.get_or_insert_with(Instant::now).elapsed() > clients::decided_within(&setup.topology)
     }
 }
 
@@ -208,10 +199,10 @@ impl Restore {
     ) -> Result<Progress, Trouble> {
         match std::mem::replace(&mut self.stage, Stage::Done) {
             Stage::Open => match setup.state.open(self.partition)? {
-                Some(store) => self.go_on(Stage::Committed(store)),
-                None => self.wait(Stage::Open, "its store is still open in another worker"),
+                Some(store) => self.go_on(Stage::Committed(store, Question::new(self.partition))),
+                None => self.wait(setup, Stage::Open, "its store is still open in another worker"),
             },
-            Stage::Committed(store) => self.ask_committed(setup, consumer, store),
+            Stage::Committed(store, question) => self.ask_committed(setup, consumer, store, question),
             Stage::Settle(course) => self.settle(setup, asker, course),
             Stage::Ready(course, positions) if !may_read => {
                 self.stage = Stage::Ready(course, positions);
@@ -232,9 +223,9 @@ impl Restore {
         Ok(Progress::Left(0))
     }
 
-    fn wait(&mut self, stage: Stage, why: &str) -> Result<Progress, Trouble> {
+    fn wait(&mut self, setup: &Setup, stage: Stage, why: &str) -> Result<Progress, Trouble> {
         self.stage = stage;
-        self.waiting.note(self.partition, why);
+        self.waiting.note(setup, self.partition, why);
         Ok(Progress::Waiting)
     }
 
@@ -243,10 +234,9 @@ impl Restore {
         setup: &Setup,
         consumer: &BaseConsumer<C>,
         store: Store,
+        mut question: Question,
     ) -> Result<Progress, Trouble> {
-        let timeout = COMMITTED_TIMEOUT_MIN * 2u32.saturating_pow(self.waiting.attempts.min(8));
-        let topic = setup.topology.input_topic();
-        match committed(consumer, topic, self.partition, timeout.min(COMMITTED_TIMEOUT_MAX)) {
+        match question.ask(setup, consumer) {
             Ok(committed) => {
                 let targets = match committed.and_then(|committed| committed.ends) {
                     Some(ends) => ends,
@@ -254,7 +244,10 @@ impl Restore {
                 };
                 self.go_on(Stage::Settle(Course { store, committed, targets, ids_begin_late: false }))
             }
-            Err(Trouble::Again(why)) => self.wait(Stage::Committed(store), &why),
+            Err(Trouble::Again(_)) => {
+                self.stage = Stage::Committed(store, question);
+                Ok(Progress::Waiting)
+            }
             Err(trouble) => Err(trouble),
         }
     }
@@ -285,11 +278,11 @@ impl Restore {
                 let what = format!("the committed offset belongs to {targets:?}, and they end at {ends:?}");
                 return Err(self.lost_records(setup, &what));
             }
-            if self.waiting.is_long() {
+            if self.waiting.is_long(setup) {
                 let stable = Ends { changelog: changelog_stable, ids: ids_stable };
                 return Err(self.hanging(setup, targets, stable));
             }
-            return self.wait(Stage::Settle(course), "a transaction is not decided");
+            return self.wait(setup, Stage::Settle(course), "a transaction is not decided");
         }
         let lows = Ends { changelog: changelog_low, ids: ids_low };
         self.look_for_loss(setup, &course, lows)?;

@@ -1,5 +1,5 @@
-//! What a restore reads from Kafka: changelog, ids log, what is committed, and
-//! where a log ends. It decides nothing.
+//! What a restore reads from Kafka: changelog, ids log, and where a log ends. It
+//! decides nothing.
 
 use std::time::{Duration, Instant};
 
@@ -26,14 +26,6 @@ const QUEUE_KIB: &str = "8192";
 
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(50);
-
-/// What the group has committed for a partition.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Committed {
-    pub(super) position: i64,
-    /// `None` where the offset was not committed by us, as after a reset.
-    pub(super) ends: Option<Ends>,
-}
 
 /// Reads one partition of one log up to a target.
 pub(super) struct Reader {
@@ -179,32 +171,6 @@ impl Reader {
             }
         }
     }
-}
-
-/// What the group has committed; [`Trouble::Again`] while it cannot be known.
-pub(super) fn committed<C: ConsumerContext>(
-    consumer: &BaseConsumer<C>,
-    topic: &str,
-    partition: i32,
-    timeout: Duration,
-) -> Result<Option<Committed>, Trouble> {
-    let mut list = TopicPartitionList::new();
-    list.add_partition(topic, partition);
-    let judge = |error: KafkaError| {
-        if is_passing(&error) {
-            return Trouble::Again(format!("the committed offset cannot be known yet: {error}"));
-        }
-        Trouble::Stop(
-            anyhow!(error).context(format!("ask for the committed offset of {topic} [{partition}]")),
-        )
-    };
-    let list = consumer.committed_offsets(list, timeout).map_err(judge)?;
-    let Some(found) = list.find_partition(topic, partition) else { return Ok(None) };
-    found.error().map_err(judge)?;
-    let Offset::Offset(position) = found.offset() else { return Ok(None) };
-    let ends =
-        Ends::of_metadata(found.metadata()).with_context(|| format!("go on with {topic} [{partition}]"))?;
-    Ok(Some(Committed { position, ends }))
 }
 
 /// Whether waiting may help.

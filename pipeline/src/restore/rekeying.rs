@@ -15,8 +15,8 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::{COMMITTED_TIMEOUT_MAX, COMMITTED_TIMEOUT_MIN, Progress, Restored, Setup, Waiting};
-use super::{committed, create, is_passing, watermarks};
+use super::offsets::Question;
+use super::{Progress, Restored, Setup, Waiting, create, is_passing, watermarks};
 use crate::clients::{self, Logs};
 use crate::commit_record::Ends;
 use crate::consumed::raw_record;
@@ -34,22 +34,21 @@ const STEP_TIME_MAX: Duration = Duration::from_millis(100);
 pub struct Resume {
     partition: i32,
     step: Step,
-    waiting: Waiting,
 }
 
 #[derive(Debug)]
 enum Step {
     /// Offsets that a transaction holds back are not known yet.
-    Committed,
+    Committed(Question),
     /// The offset is not ours: what was written decides.
-    Written(Option<i64>, Search),
+    Written(Option<i64>, Search, Waiting),
 }
 
 impl Resume {
     /// Nothing is asked yet.
     #[must_use]
     pub fn new(partition: i32) -> Resume {
-        Resume { partition, step: Step::Committed, waiting: Waiting::default() }
+        Resume { partition, step: Step::Committed(Question::new(partition)) }
     }
 
     /// The raw partition.
@@ -67,34 +66,27 @@ impl Resume {
         setup: &Setup,
         consumer: &BaseConsumer<C>,
     ) -> Result<Progress, Trouble> {
-        let (partition, topic) = (self.partition, &setup.topology.source.topic);
+        let partition = self.partition;
         match &mut self.step {
-            Step::Committed => {
-                let timeout = COMMITTED_TIMEOUT_MIN * 2u32.saturating_pow(self.waiting.attempts.min(8));
-                match committed(consumer, topic, partition, timeout.min(COMMITTED_TIMEOUT_MAX)) {
-                    Ok(Some(ours)) if ours.ends.is_some() => {
-                        finish(setup, consumer, partition, Start::Level(ours.position), false)
-                    }
-                    Ok(other) => {
-                        let search = Search::begin(setup)?;
-                        self.waiting = Waiting::default();
-                        self.step = Step::Written(other.map(|other| other.position), search);
-                        Ok(Progress::Left(0))
-                    }
-                    Err(Trouble::Again(why)) => {
-                        self.waiting.note(partition, &why);
-                        Ok(Progress::Waiting)
-                    }
-                    Err(trouble) => Err(trouble),
+            Step::Committed(question) => match question.ask(setup, consumer) {
+                Ok(Some(ours)) if ours.ends.is_some() => {
+                    finish(setup, consumer, partition, Start::Level(ours.position), false)
                 }
-            }
-            Step::Written(committed, search) => match search.step(setup, partition)? {
+                Ok(other) => {
+                    let search = Search::begin(setup)?;
+                    self.step = Step::Written(other.map(|other| other.position), search, Waiting::default());
+                    Ok(Progress::Left(0))
+                }
+                Err(Trouble::Again(_)) => Ok(Progress::Waiting),
+                Err(trouble) => Err(trouble),
+            },
+            Step::Written(committed, search, waiting) => match search.step(setup, partition)? {
                 Searched::All => {
                     let start = Start::judge(*committed, search.written);
                     finish(setup, consumer, partition, start, search.written.is_some())
                 }
                 Searched::Undecided => {
-                    self.waiting.note(partition, "a transaction is not decided");
+                    waiting.note(setup, partition, "a transaction is not decided");
                     Ok(Progress::Waiting)
                 }
                 Searched::Some => Ok(Progress::Left(0)),

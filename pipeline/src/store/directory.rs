@@ -158,12 +158,12 @@ impl StateDirectory {
             Ok(instance) if !instance.trim().is_empty() => return Ok(instance.trim().to_owned()),
             Ok(_) => {}
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).with_context(|| format!("read {path:?}")),
+            Err(error) => return Err(error).with_context(|| format!("read the state directory's {path:?}")),
         }
         // The hasher's keys come from the system's random numbers.
         let number = RandomState::new().hash_one((std::process::id(), now_ms()));
         let instance = format!("{number:016x}");
-        std::fs::write(&path, &instance).with_context(|| format!("write {path:?}"))?;
+        std::fs::write(&path, &instance).with_context(|| format!("write the state directory's {path:?}"))?;
         Ok(instance)
     }
 
@@ -221,20 +221,20 @@ impl Store {
 fn make_and_lock(directory: &Path) -> Result<Option<File>> {
     std::fs::create_dir_all(directory)
         .with_context(|| format!("create the state directory {directory:?}"))?;
-    let path = directory.join("lock");
+    let what = |verb: &str| format!("{verb} the lock of the state directory {directory:?}");
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
-        .open(&path)
-        .with_context(|| format!("open {path:?}"))?;
+        .open(directory.join("lock"))
+        .with_context(|| what("open"))?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Ok(None),
-        Err(TryLockError::Error(error)) => return Err(error).with_context(|| format!("lock {path:?}")),
+        Err(TryLockError::Error(error)) => return Err(error).with_context(|| what("take")),
     }
-    file.set_len(0).with_context(|| format!("write {path:?}"))?;
-    writeln!(file, "{}", std::process::id()).with_context(|| format!("write {path:?}"))?;
+    file.set_len(0).with_context(|| what("write"))?;
+    writeln!(file, "{}", std::process::id()).with_context(|| what("write"))?;
     Ok(Some(file))
 }

@@ -161,7 +161,7 @@ pub const LAG: Metric = Metric {
     kind: Kind::Gauge,
     unit: "{record}",
     attributes: &[TOPIC, PARTITION, GROUP],
-    meaning: "End of a partition of a topic that is read less the committed position, for each that runs here.",
+    meaning: "End of the records of a partition of a topic that is read less the committed position, for each that runs here.",
 };
 
 /// Lag in time.

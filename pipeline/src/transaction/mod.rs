@@ -35,9 +35,8 @@ const QUEUE_FULL_TIME_MAX: Duration = Duration::from_secs(60);
 /// A call that may be repeated is repeated for so long.
 const RETRY_TIME_MAX: Duration = Duration::from_secs(60);
 
-/// A coordinator that lives has written a commit's markers long before. It is
-/// also the time within which it ends a transaction that is past its timeout.
-pub const DECIDED_WITHIN: Duration = Duration::from_millis(TRANSACTION_TIMEOUT_MS + 10_000);
+/// A coordinator that lives has written a commit's markers long before.
+const MARKED_WITHIN: Duration = Duration::from_secs(25);
 
 /// So often a flush looks whether the coordinator is still there; a broker takes longer to restart.
 const FLUSH_STEP_MS: i32 = 100;
@@ -173,7 +172,7 @@ impl Producer {
     /// Where the connection to the coordinator was lost soon after a commit, or in it.
     pub fn check_coordinator(&mut self) -> Result<(), Trouble> {
         let losses = self.client.coordinator_losses();
-        if losses != self.losses && self.committed_at.is_some_and(|at| at.elapsed() < DECIDED_WITHIN) {
+        if losses != self.losses && self.committed_at.is_some_and(|at| at.elapsed() < MARKED_WITHIN) {
             return Err(Trouble::Rebuild(
                 "the connection to the transaction coordinator was lost after a commit".into(),
             ));

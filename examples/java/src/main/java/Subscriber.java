@@ -166,7 +166,7 @@ public final class Subscriber {
         String uid = record.key();
         String eventType = header(record, "event_name");
         JsonNode payload = JSON.readTree(record.value()).get("payload");
-        String change = side(payload, "from") + " -> " + side(payload, "to");
+        String change = describe(payload.get("change"));
         String cut = header(record, "truncated_fields");
         JsonNode ticket = cut == null ? payload.get("ticket") : fetchTicket(uid, cut);
         execute(
@@ -183,8 +183,14 @@ public final class Subscriber {
         return header == null ? null : new String(header.value(), StandardCharsets.UTF_8);
     }
 
-    private static String side(JsonNode payload, String name) {
-        JsonNode reference = payload.path("change").path(name);
+    private static String describe(JsonNode change) {
+        return change == null
+                ? "announced by the platform itself"
+                : side(change, "from") + " -> " + side(change, "to");
+    }
+
+    private static String side(JsonNode change, String name) {
+        JsonNode reference = change.path(name);
         return reference.path("name").asText(reference.path("id").asText("nothing"));
     }
 

@@ -123,8 +123,7 @@ PROGRAM
     done <<'TOOLS'
 kafka-topics.sh org.apache.kafka.tools.TopicCommand
 kafka-consumer-groups.sh org.apache.kafka.tools.consumer.group.ConsumerGroupCommand
-kafka-console-producer.sh org.apache.kafka.tools.ConsoleProducer
-kafka-producer-perf-test.sh org.apache.kafka.tools.ProducerPerformance
+kafka-configs.sh kafka.admin.ConfigCommand
 TOOLS
     chown -R 1000:1000 "$root/opt/kafka" "$root/var/lib/kafka"
     import apache/kafka:4.3.1 "$root" 'USER 1000' 'CMD ["/etc/kafka/docker/run"]' 'ENV PATH=/opt/java/openjdk/bin:/usr/bin:/bin' \

@@ -1,30 +1,36 @@
 """Compares what the topics hold with what must come out of the histories, record for record:
 topic, partition, key, value, headers and timestamp, in order for each ticket.
 
-    compare-topics.py BROKERS EXPECTED TIMES
+    compare_topics.py BROKERS FOLDER AGAIN_FROM [replayed]
 
-TIMES: how often the histories were derived; after a replay all of it stands there again.
+FOLDER and AGAIN_FROM are those of histories.py. Replayed: what comes from AGAIN_FROM on stands there again.
+What provoke.py makes is passed over.
 """
 
 import collections
-import json
 import sys
 import time
 
 from confluent_kafka import Consumer, TopicPartition
 
+import provoke
+from histories import Histories
+
 SECONDS_MAX = 120
 
 
-def expected_records(path, times):
+def by_place(records):
     expected = collections.defaultdict(list)
-    for line in open(path, encoding="utf-8"):
-        record = json.loads(line)
+    for record in records:
         value = record["value"].encode()
         headers = [(name, content.encode()) for name, content in record["headers"]]
         place = record["topic"], record["partition"], record["key"].encode()
         expected[place].append((value, headers, record["timestamp"]))
-    return {place: records * times for place, records in expected.items()}
+    return expected
+
+
+def is_provoked(key):
+    return key is None or key.startswith(provoke.MARK.encode())
 
 
 def found_records(brokers, topics, count):
@@ -43,6 +49,8 @@ def found_records(brokers, topics, count):
                 ended.add((record.topic(), record.partition()))
                 continue
             ended.discard((record.topic(), record.partition()))
+            if is_provoked(record.key()):
+                continue
             total += 1
             place = record.topic(), record.partition(), record.key()
             found[place].append((record.value(), record.headers() or [], record.timestamp()[1]))
@@ -51,8 +59,8 @@ def found_records(brokers, topics, count):
 
 
 def main():
-    brokers, path, times = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    expected = expected_records(path, times)
+    brokers, histories, replayed = sys.argv[1], Histories(sys.argv[2], int(sys.argv[3])), sys.argv[4:] == ["replayed"]
+    expected = by_place(histories.expected + (histories.expected_again if replayed else []))
     count = sum(map(len, expected.values()))
     # Topics of which nothing is expected must be empty; the raw topic and those of the state are others.
     kafka = Consumer({"bootstrap.servers": brokers, "group.id": "compare"})
