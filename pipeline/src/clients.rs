@@ -28,6 +28,8 @@ pub struct Member {
     pub id: String,
     /// The group that it belongs to.
     pub group: String,
+    /// How long after the first worker's its transactions begin.
+    pub offset: Duration,
     /// Memory for the consumer's queue, in KiB.
     pub consumer_queue_kib: usize,
     /// Memory for the producer's queue, in KiB.
@@ -41,9 +43,11 @@ impl Member {
     #[must_use]
     pub fn new(topology: &Topology, stage: Stage, instance: &str, slot: usize, workers: usize) -> Member {
         let share_kib = topology.limits.memory_mb.saturating_mul(1024) / workers.max(1);
+        let interval = Duration::from_millis(topology.runtime.commit_interval_ms);
         Member {
             id: stage.member_id(topology, instance, slot),
             group: stage.group(topology),
+            offset: interval.mul_f64(slot as f64 / workers.max(1) as f64),
             consumer_queue_kib: (share_kib / 32).clamp(1024, 512 * 1024),
             producer_queue_kib: (share_kib / 4).clamp(4 * 1024, 1024 * 1024),
         }

@@ -1,14 +1,18 @@
 //! Records that were polled and wait for their transaction.
 
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use rdkafka::message::BorrowedMessage;
 
 use crate::topology::Limits;
 
-/// Where a transaction took longer than the interval, the consumer still has this share of it
-/// to bring what makes the next one worth its price.
-const REST_SHARE: u32 = 4;
+/// The coordinator writes a transaction's markers after it has acknowledged it, and refuses the
+/// next one until then; librdkafka asks again only after 20 ms. So the next one leaves it this time.
+const REST: Duration = Duration::from_millis(10);
+
+/// Whence the beats of all workers are counted.
+static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// They stay in the consumer's memory until the transaction is committed, so
 /// that an aborted one can be made again.
@@ -19,8 +23,10 @@ pub(super) struct Batch<'c> {
 }
 
 impl<'c> Batch<'c> {
-    pub(super) fn new(interval: Duration) -> Batch<'c> {
-        Batch { records: Vec::new(), bytes: 0, pace: Pace::new(interval, Instant::now()) }
+    /// Transactions are due at an interval, and so long after the first worker's.
+    pub(super) fn new(interval: Duration, offset: Duration) -> Batch<'c> {
+        let pace = Pace { interval, beat: *EPOCH + offset, due_at: Instant::now() };
+        Batch { records: Vec::new(), bytes: 0, pace }
     }
 
     pub(super) fn push(&mut self, record: BorrowedMessage<'c>) {
@@ -62,22 +68,25 @@ fn bytes(record: &BorrowedMessage<'_>) -> usize {
     record.payload_len() + record.key_len()
 }
 
-/// When the next transaction is due. Transactions *begin* an interval apart: would it be
-/// counted from the end of one, or from a batch's first record, a record would wait for its
-/// own transaction's time and for that of the one before, too.
+/// When the next transaction is due: transactions *begin* an interval apart. Would it be counted
+/// from the end of one, or from a batch's first record, a record would wait for its own transaction's
+/// time and for that of the one before, too. Each worker has beats of its own, between those of the
+/// others: transactions at the same time wait for each other's processors, and for the broker's.
 #[derive(Debug)]
 struct Pace {
     interval: Duration,
+    /// The first of its beats.
+    beat: Instant,
     due_at: Instant,
 }
 
 impl Pace {
-    fn new(interval: Duration, now: Instant) -> Pace {
-        Pace { interval, due_at: now }
-    }
-
+    /// The next one is due at the first beat after the beginning of this one.
     fn ended(&mut self, began: Instant, now: Instant) {
-        self.due_at = (began + self.interval).max(now + self.interval / REST_SHARE);
+        let since_first = began.saturating_duration_since(self.beat).as_nanos();
+        let since_last = since_first % self.interval.as_nanos().max(1);
+        let since_last = Duration::from_nanos(u64::try_from(since_last).unwrap_or(0));
+        self.due_at = (began + self.interval - since_last).max(now + REST);
     }
 
     fn wait(&self, now: Instant) -> Duration {
@@ -94,14 +103,16 @@ mod tests {
     }
 
     #[test]
-    fn transactions_begin_an_interval_apart_and_after_a_rest_where_one_took_longer() {
+    fn transactions_begin_on_the_beat_and_after_a_rest_where_one_took_longer() {
         let start = Instant::now();
-        let mut pace = Pace::new(ms(100), start);
+        let mut pace = Pace { interval: ms(100), beat: start + ms(50), due_at: start };
         assert_eq!(pace.wait(start), Duration::ZERO, "the first is due at once");
-        pace.ended(start, start + ms(40));
-        assert_eq!(pace.wait(start + ms(40)), ms(60));
+        pace.ended(start + ms(51), start + ms(80));
+        assert_eq!(pace.wait(start + ms(80)), ms(70));
         assert_eq!(pace.wait(start + ms(500)), Duration::ZERO, "as is one after a silence");
-        pace.ended(start + ms(500), start + ms(700));
-        assert_eq!(pace.wait(start + ms(700)), ms(25));
+        pace.ended(start + ms(500), start + ms(520));
+        assert_eq!(pace.wait(start + ms(520)), ms(30), "which the beat follows");
+        pace.ended(start + ms(550), start + ms(700));
+        assert_eq!(pace.wait(start + ms(700)), REST);
     }
 }

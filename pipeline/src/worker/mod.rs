@@ -198,7 +198,8 @@ impl Worker {
     }
 
     fn turns(&mut self, consumer: &BaseConsumer<Assignment>, producer: &mut Producer) -> Result<(), Trouble> {
-        let mut batch = Batch::new(Duration::from_millis(self.setup.topology.runtime.commit_interval_ms));
+        let interval = Duration::from_millis(self.setup.topology.runtime.commit_interval_ms);
+        let mut batch = Batch::new(interval, self.member.offset);
         let mut troubles = 0;
         let mut restores_wait = false;
         let mut membership = Membership::default();
