@@ -381,7 +381,8 @@ impl Pipeline {
         self.committed_positions().values().sum()
     }
 
-    fn committed_positions(&self) -> BTreeMap<i32, i64> {
+    /// The same for each partition.
+    pub(crate) fn committed_positions(&self) -> BTreeMap<i32, i64> {
         self.positions(self.asker(), &self.raw_topic)
     }
 

@@ -6,13 +6,17 @@ use std::collections::BTreeMap;
 use crate::crash::smallest_transactions;
 use crate::datasets::HISTORIES;
 use crate::pipeline::{Pipeline, Settings};
+use crate::wait;
 
 fn a_clean_end(signal: &str) {
     let pipeline = Pipeline::new("ended", &smallest_transactions());
     let [begun, undone] = HISTORIES.parts();
     pipeline.append(begun);
     let process = pipeline.start("a");
-    pipeline.wait_until_committed(1);
+    // Of a partition of which nothing is committed there is nothing on the disk, and all to restore.
+    wait::until("something of each partition is committed", || {
+        pipeline.committed_positions().values().all(|position| *position > 0).then_some(())
+    });
     process.freeze();
     pipeline.append(undone);
     let ended = process.end(signal);
@@ -45,7 +49,7 @@ fn what_was_read_is_committed_however_long_the_interval() {
     let pipeline = Pipeline::new("long-interval", &Settings { commit_interval: "5s", ..Settings::default() });
     pipeline.feed(&HISTORIES);
     let process = pipeline.start("a");
-    crate::wait::until("all tasks run", || process.log().has_restored(4).then_some(()));
+    wait::until("all tasks run", || process.log().has_restored(4).then_some(()));
     let log = process.end_well();
     assert_eq!(log.total("records"), pipeline.committed());
     pipeline.assert_emitted_as_far_as_committed();
