@@ -130,6 +130,8 @@ fn nothing_lags_where_only_markers_and_what_was_aborted_are_left_of_the_raw_topi
     let producer: ThreadedProducer<DefaultProducerContext> = ClientConfig::new()
         .set("bootstrap.servers", crate::broker::address())
         .set("transactional.id", pipeline.topic("platform"))
+        // Longer than a test waits for anything: no broker is to end one of these.
+        .set("transaction.timeout.ms", "600000")
         .create()
         .expect("a producer");
     producer.init_transactions(wait::PATIENCE).expect("transactions");
@@ -160,6 +162,21 @@ fn nothing_lags_where_only_markers_and_what_was_aborted_are_left_of_the_raw_topi
     for partition in 0..4 {
         assert_eq!(pipeline.true_end(&pipeline.topic("ticket.raw"), partition), 4);
     }
+    // What is not decided may become records, and nobody can read on.
+    send("waiting");
+    let lag_everywhere = |lag: i64| {
+        let tasks = tasks_of(&pages.status());
+        (tasks.len() == 4 && tasks.iter().all(|task| task["lag"] == lag && task["end"] == 1 + lag))
+            .then_some(())
+    };
+    wait::until("an open transaction is lag in every partition", || lag_everywhere(4));
+    let seen = |at_least: f64| {
+        let tasks = tasks_of(&pages.status());
+        tasks.iter().all(|task| task["lagSeconds"].as_f64() > Some(at_least)).then_some(())
+    };
+    wait::until("and stays it, however long nothing comes", || seen(5.0));
+    producer.abort_transaction(wait::PATIENCE).expect("it is aborted");
+    wait::until("and is none when it is aborted", || lag_everywhere(0));
     process.end_well();
 }
 

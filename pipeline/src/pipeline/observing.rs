@@ -92,7 +92,7 @@ impl Observing {
         }
         let (stage, partition) = place;
         let topic = stage.topic(&self.topology);
-        // Where Kafka does not answer, the next look may be answered.
+        // What is not decided waits like a record. Where Kafka does not answer, the next look may be answered.
         let Ok(found) = end_of_records(&self.topology, topic, partition, Some(end), ANSWER_TIMEOUT) else {
             return end;
         };

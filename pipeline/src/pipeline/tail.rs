@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
@@ -21,7 +21,8 @@ const TAIL_MIN: i64 = 8;
 /// an end where one is given; `None` where there is none.
 ///
 /// # Errors
-/// Where Kafka does not answer in time.
+/// Where Kafka does not answer in time, or a transaction that is open before the
+/// given end may still make records of what lies there.
 pub(super) fn end_of_records(
     topology: &Topology,
     topic: &str,
@@ -35,7 +36,8 @@ pub(super) fn end_of_records(
         let client: BaseConsumer<Logs> =
             clients::log_reader(topology).create_with_context(Logs).context("create a client")?;
         let (low, end) = topics::bounds(&client, topic, partition)?;
-        let end = before.map_or(end, |before| before.min(end));
+        ensure!(before.is_none_or(|before| before <= end), "a transaction is open in {topic} [{partition}]");
+        let end = before.unwrap_or(end);
         let from = low.max(end - tail);
         if from >= end {
             return Ok(None);
