@@ -234,13 +234,19 @@ fn end_of_all(pipeline: &Pipeline) -> TopicPartitionList {
     list
 }
 
+/// As a broker leaves it that has lost a transaction's markers in a topic alone.
+fn hang_in(pipeline: &Pipeline, topic: &str) -> ThreadedProducer<DefaultProducerContext> {
+    let producer = open_transaction(pipeline);
+    let record = BaseRecord::<(), [u8]>::to(topic).partition(0).payload(b"undecided");
+    producer.send(record).map_err(|(error, _)| error).expect("a record");
+    producer.flush(wait::PATIENCE).expect("it arrives");
+    producer
+}
+
 /// As a broker leaves it that has lost a transaction's markers in the ids log:
 /// the offset is committed, and the records that belong to it are not decided.
 fn hang_in_the_ids_log(pipeline: &Pipeline) -> ThreadedProducer<DefaultProducerContext> {
-    let producer = open_transaction(pipeline);
-    let record = BaseRecord::<(), [u8]>::to(pipeline.logs()[1]).partition(0).payload(b"undecided");
-    producer.send(record).map_err(|(error, _)| error).expect("a record");
-    producer.flush(wait::PATIENCE).expect("it arrives");
+    let producer = hang_in(pipeline, pipeline.logs()[1]);
     let (group, offset) = (outsider(pipeline), end_of_all(pipeline));
     wait::until("the group has no members, and an offset can be committed for it", || {
         group.commit(&offset, CommitMode::Sync).ok()
@@ -259,6 +265,13 @@ fn hang_in_the_offsets(pipeline: &Pipeline) -> ThreadedProducer<DefaultProducerC
     producer
 }
 
+/// Waits for a transaction that hangs are as long as ours can live.
+fn shorten_transactions(pipeline: &Pipeline) {
+    pipeline.rewrite(|text| {
+        text.replace("\n  brokers:", "\n  producer:\n    transaction.timeout.ms: 10000\n  brokers:")
+    });
+}
+
 /// The run says in plain words that a transaction hangs, and does nothing; what the words advise mends it.
 fn assert_told_and_mended(
     name: &str,
@@ -266,10 +279,7 @@ fn assert_told_and_mended(
     hang: fn(&Pipeline) -> ThreadedProducer<DefaultProducerContext>,
 ) {
     let (pipeline, uids) = emitted(name);
-    // Waits for such a transaction are as long as ours can live.
-    pipeline.rewrite(|text| {
-        text.replace("\n  brokers:", "\n  producer:\n    transaction.timeout.ms: 10000\n  brokers:")
-    });
+    shorten_transactions(&pipeline);
     let hanging = hang(&pipeline);
     pipeline.append(uids.iter().map(|uid| moved(uid, "waiting")));
     let said = refused(&pipeline, "a transaction hangs");
@@ -292,4 +302,24 @@ fn a_hanging_transaction_ends_the_run_in_plain_words_and_what_they_advise_mends_
 #[test]
 fn a_transaction_that_hangs_in_the_groups_offsets_does_so_too() {
     assert_told_and_mended("hanging-offsets", "of one in __consumer_offsets", hang_in_the_offsets);
+}
+
+#[test]
+fn a_transaction_that_hangs_in_an_output_ends_the_run_though_it_can_go_on() {
+    let (pipeline, uids) = emitted("hanging-output");
+    shorten_transactions(&pipeline);
+    let process = pipeline.start("a");
+    let output = pipeline.topic("ticket.status.changed");
+    let hanging = hang_in(&pipeline, &output);
+    pipeline.append(uids.iter().map(|uid| moved(uid, "waiting")));
+    pipeline.wait_until_caught_up();
+    let ended = process.wait();
+    assert_eq!(ended.status.code(), Some(1), "{}", ended.log.0);
+    let told =
+        ended.log.0.contains(&format!("hanging transaction: {output} [0] is not readable from offset"));
+    assert!(told, "{}", ended.log.0);
+
+    hanging.abort_transaction(wait::PATIENCE).expect("it is aborted");
+    pipeline.run_until_caught_up();
+    pipeline.assert_emitted_as_expected();
 }

@@ -3,8 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rdkafka::message::Message;
@@ -12,9 +13,13 @@ use ticket_pipeline::topology::Topology;
 
 use ticket_harness::broker::{self, Broker, Topics, Watch};
 use ticket_harness::histories::{self, Histories, Means, UID_BYTES};
+use ticket_harness::load;
 use ticket_harness::process::Process;
-use ticket_harness::stream::Expectation;
+use ticket_harness::stream::{Expectation, Shape, Stream};
 use ticket_harness::topology;
+
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+const TIME_MAX: Duration = Duration::from_secs(900);
 
 /// Which program is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,8 +46,10 @@ pub(crate) struct Settings {
     pub(crate) folder: PathBuf,
     pub(crate) partitions: i32,
     pub(crate) commit_interval_ms: u64,
-    /// The pipeline's workers; `None`: its default.
+    /// The pipeline's workers in each process; `None`: its default.
     pub(crate) workers: Option<usize>,
+    /// Processes of the pipeline in one group.
+    pub(crate) processes: usize,
     /// More lines for the pipeline's topology, whole sections.
     pub(crate) sections: String,
     pub(crate) means: Means,
@@ -56,7 +63,7 @@ pub(crate) struct Contestant {
     pub(crate) topology: Topology,
     name: String,
     settings: Settings,
-    process: Option<Process>,
+    processes: Vec<Process>,
 }
 
 /// What was found in the outputs.
@@ -79,8 +86,13 @@ impl Contestant {
         let path = settings.folder.join(format!("{name}.yaml"));
         std::fs::write(&path, &text)?;
         let topology = Topology::load(&path)?;
-        let contestant =
-            Contestant { kind, topology, name: name.to_owned(), settings: settings.clone(), process: None };
+        let contestant = Contestant {
+            kind,
+            topology,
+            name: name.to_owned(),
+            settings: settings.clone(),
+            processes: Vec::new(),
+        };
         let topics = Topics::connect(&contestant.topology)?;
         topics.create_missing(&[source.to_owned()], settings.partitions)?;
         match kind {
@@ -98,33 +110,53 @@ impl Contestant {
         Ok(contestant)
     }
 
-    pub(crate) fn start(&mut self) -> Result<u32> {
-        let mut command = self.command();
-        if self.kind == Kind::Pipeline {
-            command.arg("run");
+    /// The pipeline, running, with one event of each ticket behind it; and what must come of those.
+    pub(crate) fn with_tickets(
+        name: &str,
+        settings: &Settings,
+        histories: &Histories,
+        tickets: u64,
+    ) -> Result<(Contestant, Expectation)> {
+        let mut contestant = Contestant::prepare(Kind::Pipeline, name, &format!("{name}-raw"), settings)?;
+        let shape = Shape { history_events_max: 1, ..Shape::of(tickets, settings.partitions) };
+        let mut stream = Stream::new(histories, shape);
+        load::backlog(&contestant.topology, &mut stream, tickets)?;
+        contestant.start()?;
+        let watch = contestant.watch()?;
+        watch.reach(tickets, LOOK_EVERY, TIME_MAX, || contestant.must_run())?;
+        Ok((contestant, stream.expectation))
+    }
+
+    /// Starts its processes, and says which they are.
+    pub(crate) fn start(&mut self) -> Result<Vec<u32>> {
+        let count = if self.kind == Kind::Pipeline { self.settings.processes } else { 1 };
+        for _ in 0..count {
+            let mut command = self.command();
+            if self.kind == Kind::Pipeline {
+                command.arg("run");
+            }
+            self.processes.push(Process::start(&self.name, &mut command, &self.log_path())?);
         }
-        let log = self.log_path();
-        let process = Process::start(&self.name, &mut command, &log)?;
-        let pid = process.pid();
-        self.process = Some(process);
-        Ok(pid)
+        Ok(self.processes.iter().map(Process::pid).collect())
     }
 
     pub(crate) fn must_run(&mut self) -> Result<()> {
-        self.process.as_mut().context("it was not started")?.must_run()
+        ensure!(!self.processes.is_empty(), "it was not started");
+        self.processes.iter_mut().try_for_each(Process::must_run)
     }
 
     /// Lets the pipeline end cleanly; the limit knows no end.
     pub(crate) fn stop(&mut self) -> Result<()> {
-        let process = self.process.take().context("it was not started")?;
-        match self.kind {
+        self.must_run()?;
+        std::mem::take(&mut self.processes).into_iter().try_for_each(|process| match self.kind {
             Kind::Pipeline => process.stop(),
             Kind::Limit => process.kill(),
-        }
+        })
     }
 
     pub(crate) fn kill(&mut self) -> Result<()> {
-        self.process.take().context("it was not started")?.kill()
+        self.must_run()?;
+        std::mem::take(&mut self.processes).into_iter().try_for_each(Process::kill)
     }
 
     pub(crate) fn watch(&self) -> Result<Watch> {
@@ -140,8 +172,9 @@ impl Contestant {
         self.settings.folder.join(format!("{}.log", self.name))
     }
 
-    pub(crate) fn state(&self) -> &Path {
-        &self.topology.state.dir
+    /// The folder that holds the state directory of each process.
+    pub(crate) fn state(&self) -> PathBuf {
+        state(&self.name, &self.settings)
     }
 
     /// The topics that forwarded records go to.
@@ -217,6 +250,13 @@ impl Contestant {
             }
         }
         Ok(audit)
+    }
+
+    /// Deletes its topics, the raw one too, and its state.
+    pub(crate) fn remove_with_source(self) -> Result<()> {
+        let topics = Topics::connect(&self.topology)?;
+        topics.delete(std::slice::from_ref(&self.topology.source.topic))?;
+        self.remove()
     }
 
     /// Deletes its topics and its state.
@@ -309,11 +349,16 @@ impl Contestant {
     }
 }
 
+fn state(name: &str, settings: &Settings) -> PathBuf {
+    settings.folder.join(name)
+}
+
 /// The shipped topology with names, state and pace of its own.
 pub(crate) fn topology_text(name: &str, source: &str, settings: &Settings) -> String {
     let mut text = topology::text(name, source, settings.partitions, &settings.broker.address);
-    text += &format!("state:\n  dir: {}\n", settings.folder.join(name).display());
-    text += &format!("runtime:\n  instance: bench\n  commit_interval: {}ms\n", settings.commit_interval_ms);
+    // Each process takes the first that is free, and its name with it.
+    text += &format!("state:\n  dir: {}/instance-*\n", state(name, settings).display());
+    text += &format!("runtime:\n  commit_interval: {}ms\n", settings.commit_interval_ms);
     if let Some(workers) = settings.workers {
         text += &format!("  workers: {workers}\n");
     }

@@ -14,7 +14,6 @@ use ticket_pipeline::clients;
 
 use crate::contestant::{Contestant, Kind, Settings};
 use crate::report::{self, Column, Row};
-use ticket_harness::broker::Topics;
 use ticket_harness::histories::Histories;
 use ticket_harness::load;
 use ticket_harness::process::Meter;
@@ -82,20 +81,14 @@ fn one(
     let mut contestant = Contestant::prepare(kind, name, &source, settings)?;
     let topology = contestant.topology.clone();
     let events = u64::from(rate) * (seconds + WARM_UP_S);
-    let shape = Shape {
-        tickets: (FIRST_EVENTS + events).div_ceil(4),
-        under_way_max: 2_000,
-        history_events_max: usize::MAX,
-        first_event: 0,
-        partitions: settings.partitions,
-    };
+    let shape = Shape::of((FIRST_EVENTS + events).div_ceil(4), settings.partitions);
     let mut stream = Stream::new(histories, shape);
     load::backlog(&topology, &mut stream, FIRST_EVENTS)?;
     let watch = contestant.watch()?;
-    let pid = contestant.start()?;
+    let pids = contestant.start()?;
     watch.reach(FIRST_EVENTS, LOOK_EVERY, START_TIME_MAX, || contestant.must_run())?;
     let reader = reader(&contestant, histories, settings)?;
-    let meter = Meter::begin(pid, settings.broker.pid)?;
+    let meter = Meter::begin(&pids, settings.broker.pid)?;
     let began = Instant::now() + Duration::from_millis(200);
     let mut latencies_us: Vec<u64> = std::thread::scope(|scope| {
         let stream = &mut stream;
@@ -112,8 +105,7 @@ fn one(
     drop(reader);
     contestant.stop()?;
     contestant.audit(&stream.expectation)?;
-    contestant.remove()?;
-    Topics::connect(&topology)?.delete(&[source])?;
+    contestant.remove_with_source()?;
     latencies_us.sort_unstable();
     let at = |share: f64| {
         let index = (latencies_us.len() as f64 * share).ceil() as usize;

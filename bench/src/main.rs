@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 use ticket_pipeline::topology::Topology;
 
+mod bounds;
 mod contestant;
 mod core;
 mod latency;
@@ -38,7 +39,7 @@ struct Arguments {
 enum Command {
     /// A backlog, worked off by the pipeline and by the limit in turn.
     Throughput(Throughput),
-    /// The same for one, two and four workers.
+    /// The same for one, two and four workers, and for two processes.
     Scaling(Throughput),
     /// The same for commits every 100 ms and every 5 s: what exactly once costs.
     Commits(Throughput),
@@ -50,6 +51,8 @@ enum Command {
     Rebuild(Throughput),
     /// What memory grows with: tickets, and event ids in the window.
     Memory(Memory),
+    /// Whether memory stays under its limit, whatever comes in, and however slowly it goes out.
+    Bounds(Bounds),
     /// The state removed: how fast it is restored from the log.
     Restore(Restore),
     /// The bare copy that the pipeline is measured against.
@@ -149,6 +152,19 @@ struct Memory {
 
 #[derive(Debug, Args)]
 #[command(args_override_self = true)]
+struct Bounds {
+    #[command(flatten)]
+    setting: Setting,
+    /// Events of each backlog; of the large ones a hundredth.
+    #[arg(long, default_value_t = 300_000)]
+    events: u64,
+    /// For each of these limits, in MB.
+    #[arg(long, value_delimiter = ',', default_value = "512,256")]
+    memory_mb: Vec<u64>,
+}
+
+#[derive(Debug, Args)]
+#[command(args_override_self = true)]
 struct Restore {
     #[command(flatten)]
     setting: Setting,
@@ -192,7 +208,7 @@ fn main() -> Result<()> {
             )
         }
         Command::Throughput(throughput) => run_throughput(throughput, &read()?, &beside_the_limit),
-        Command::Scaling(throughput) => run_throughput(throughput, &read()?, &by_workers),
+        Command::Scaling(throughput) => run_throughput(throughput, &read()?, &by_scale),
         Command::Commits(throughput) => run_throughput(throughput, &read()?, &by_commits),
         Command::Latency(latency) => {
             let (histories, setting) = (read()?, &latency.setting);
@@ -221,6 +237,12 @@ fn main() -> Result<()> {
             let cases: Vec<(u64, u64)> =
                 by_tickets.chain(events.iter().map(|events| (few, *events))).collect();
             setting.write_json(&memory::run(&settings, &histories, &cases)?)
+        }
+        Command::Bounds(Bounds { setting, events, memory_mb }) => {
+            let histories = read()?;
+            let settings = setting.settings(&histories)?;
+            let large = read()?.padded(bounds::PADDING_BYTES);
+            setting.write_json(&bounds::run(&settings, &histories, &large, *events, memory_mb)?)
         }
         Command::Restore(restore) => {
             let (histories, setting) = (read()?, &restore.setting);
@@ -269,11 +291,11 @@ fn beside_the_limit(settings: &Settings) -> Vec<Variant> {
         .into()
 }
 
-fn by_workers(settings: &Settings) -> Vec<Variant> {
-    let pipeline = [1, 2, 4].map(|workers| Variant {
-        name: format!("pipeline, workers: {workers}"),
+fn by_scale(settings: &Settings) -> Vec<Variant> {
+    let pipeline = [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2)].map(|(processes, workers)| Variant {
+        name: format!("pipeline, processes: {processes}, workers in each: {workers}"),
         kind: Kind::Pipeline,
-        settings: Settings { workers: Some(workers), ..settings.clone() },
+        settings: Settings { workers: Some(workers), processes, ..settings.clone() },
     });
     pipeline.into_iter().chain(beside_the_limit(settings).pop()).collect()
 }
@@ -302,13 +324,7 @@ fn source_topology(source: &str, settings: &Settings) -> Result<Topology> {
 
 fn shape(histories: &Histories, events: u64, tickets: Option<u64>, under_way: u64, partitions: i32) -> Shape {
     let natural = (events as f64 / histories.events_per_ticket()).ceil() as u64;
-    Shape {
-        tickets: tickets.unwrap_or(natural).max(1),
-        under_way_max: under_way,
-        history_events_max: usize::MAX,
-        first_event: 0,
-        partitions,
-    }
+    Shape { under_way_max: under_way, ..Shape::of(tickets.unwrap_or(natural).max(1), partitions) }
 }
 
 impl Setting {
@@ -321,6 +337,7 @@ impl Setting {
             partitions: self.partitions,
             commit_interval_ms: self.commit_interval_ms,
             workers: self.workers,
+            processes: 1,
             sections: self.sections.as_ref().map_or(Ok(String::new()), std::fs::read_to_string)?,
             means: histories.means,
             changelog_bytes: 1_000,

@@ -7,7 +7,6 @@ use serde_json::{Value, json};
 
 use crate::contestant::{Contestant, Kind, Settings};
 use crate::report::{self, Column, Row};
-use ticket_harness::broker::Topics;
 use ticket_harness::histories::Histories;
 use ticket_harness::load;
 use ticket_harness::process;
@@ -51,26 +50,22 @@ fn one(
     let topology = contestant.topology.clone();
     // Each ticket begins before any comes again.
     let shape = Shape {
-        tickets,
-        under_way_max: 2_000,
         history_events_max: if events > tickets { usize::MAX } else { 1 },
-        first_event: 0,
-        partitions: settings.partitions,
+        ..Shape::of(tickets, settings.partitions)
     };
     let mut stream = Stream::new(histories, shape);
     load::backlog(&topology, &mut stream, 1)?;
     let watch = contestant.watch()?;
-    let pid = contestant.start()?;
+    let pids = contestant.start()?;
     watch.reach(1, LOOK_EVERY, TIME_MAX, || contestant.must_run())?;
-    let at_start_mb = process::rss_peak_mb(pid)?;
+    let at_start_mb = process::rss_peaks_mb(&pids)?;
     load::backlog(&topology, &mut stream, events - 1)?;
     watch.reach(events, LOOK_EVERY, TIME_MAX, || contestant.must_run())?;
-    let peak_mb = process::rss_peak_mb(pid)?;
+    let peak_mb = process::rss_peaks_mb(&pids)?;
     contestant.stop()?;
     contestant.audit(&stream.expectation)?;
-    let disk_mb = bytes_in(contestant.state())? as f64 / 1e6;
-    contestant.remove()?;
-    Topics::connect(&topology)?.delete(&[source])?;
+    let disk_mb = bytes_in(&contestant.state())? as f64 / 1e6;
+    contestant.remove_with_source()?;
     Ok([peak_mb, at_start_mb, disk_mb])
 }
 

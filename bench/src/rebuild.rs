@@ -52,10 +52,10 @@ pub(crate) fn run(
         replay(&contestant)?;
         let known = contestant.log()?.len();
         let began = Instant::now();
-        let pid = contestant.start()?;
+        let pids = contestant.start()?;
         watch.reach(events, LOOK_EVERY, TIME_MAX, || contestant.must_run())?;
         let seconds = began.elapsed().as_secs_f64();
-        let rss_peak_mb = process::rss_peak_mb(pid)?;
+        let rss_peak_mb = process::rss_peaks_mb(&pids)?;
         contestant.stop()?;
         let log = contestant.log()?;
         let rebuilt = Rebuilt::read(log.get(known..).unwrap_or_default())?;

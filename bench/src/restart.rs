@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::contestant::{Contestant, Kind, Settings};
+use crate::contestant::{Contestant, Settings};
 use crate::report::{self, Column, Row};
-use ticket_harness::broker::{Topics, Watch};
+use ticket_harness::broker::Watch;
 use ticket_harness::histories::Histories;
 use ticket_harness::load;
 use ticket_harness::process;
@@ -40,22 +40,9 @@ pub(crate) fn run(
     rounds: usize,
 ) -> Result<Value> {
     let name = format!("bench-{}-restart-{tickets}", std::process::id());
-    let source = format!("{name}-raw");
-    let mut contestant = Contestant::prepare(Kind::Pipeline, &name, &source, settings)?;
-    let topology = contestant.topology.clone();
-    let shape = Shape {
-        tickets,
-        under_way_max: 2_000,
-        history_events_max: 1,
-        first_event: 0,
-        partitions: settings.partitions,
-    };
-    let mut first = Stream::new(histories, shape);
-    load::backlog(&topology, &mut first, tickets)?;
-    let watch = contestant.watch()?;
-    contestant.start()?;
-    watch.reach(tickets, LOOK_EVERY, TIME_MAX, || contestant.must_run())?;
-    let shape = Shape { history_events_max: usize::MAX, first_event: tickets, ..shape };
+    let (mut contestant, mut expectation) = Contestant::with_tickets(&name, settings, histories, tickets)?;
+    let (topology, watch) = (contestant.topology.clone(), contestant.watch()?);
+    let shape = Shape { first_event: tickets, ..Shape::of(tickets, settings.partitions) };
     let mut updates = Stream::new(histories, shape);
     let stop = AtomicBool::new(false);
     let began = Instant::now();
@@ -67,13 +54,11 @@ pub(crate) fn run(
         load.join().map_err(|_| anyhow::anyhow!("the load's thread panicked"))??;
         rows
     })?;
-    let mut expectation = std::mem::take(&mut first.expectation);
     expectation.add(std::mem::take(&mut updates.expectation));
     watch.reach(expectation.events, LOOK_EVERY, TIME_MAX, || contestant.must_run())?;
     contestant.stop()?;
     let audit = contestant.audit(&expectation).context("after the kills")?;
-    contestant.remove()?;
-    Topics::connect(&topology)?.delete(&[source])?;
+    contestant.remove_with_source()?;
     println!("{tickets} tickets, {per_second} events/s\n{}", report::table(&COLUMNS, &rows));
     println!(
         "{} events and {} derived ones came out once; {} changes compared\n",
@@ -105,7 +90,7 @@ fn kills(
             let committed = watch.committed()?;
             let behind = watch.end()?.saturating_sub(committed);
             let started = Instant::now();
-            let pid = contestant.start()?;
+            let pids = contestant.start()?;
             watch.reach(committed + 1, LOOK_EVERY, TIME_MAX, || contestant.must_run())?;
             let first_commit_s = started.elapsed().as_secs_f64();
             while watch.committed()? + slack < watch.end()? {
@@ -114,7 +99,7 @@ fn kills(
             }
             let caught_up_s = started.elapsed().as_secs_f64();
             eprintln!("{}: first new commit {first_commit_s:.2} s, caught up {caught_up_s:.2} s", row.name);
-            row.rounds.push(vec![first_commit_s, caught_up_s, behind as f64, process::rss_peak_mb(pid)?]);
+            row.rounds.push(vec![first_commit_s, caught_up_s, behind as f64, process::rss_peaks_mb(&pids)?]);
         }
     }
     Ok(rows)

@@ -6,13 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::contestant::{Contestant, Kind, Settings};
+use crate::contestant::{Contestant, Settings};
 use crate::report::{self, Column, Row};
-use ticket_harness::broker::Topics;
 use ticket_harness::histories::Histories;
-use ticket_harness::load;
 use ticket_harness::process;
-use ticket_harness::stream::{Shape, Stream};
 
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 const TIME_MAX: Duration = Duration::from_secs(900);
@@ -29,34 +26,20 @@ const COLUMNS: [Column; 6] = [
 /// One event for each ticket, then so many starts without a disk.
 pub(crate) fn run(settings: &Settings, histories: &Histories, tickets: u64, rounds: usize) -> Result<Value> {
     let name = format!("bench-{}-restore-{tickets}", std::process::id());
-    let source = format!("{name}-raw");
-    let mut contestant = Contestant::prepare(Kind::Pipeline, &name, &source, settings)?;
-    let topology = contestant.topology.clone();
-    let shape = Shape {
-        tickets,
-        under_way_max: 2_000,
-        history_events_max: 1,
-        first_event: 0,
-        partitions: settings.partitions,
-    };
-    let mut stream = Stream::new(histories, shape);
-    load::backlog(&topology, &mut stream, tickets)?;
-    let watch = contestant.watch()?;
-    contestant.start()?;
-    watch.reach(tickets, LOOK_EVERY, TIME_MAX, || contestant.must_run())?;
+    let (mut contestant, expectation) = Contestant::with_tickets(&name, settings, histories, tickets)?;
     contestant.stop()?;
-    let audit = contestant.audit(&stream.expectation).context("before the disk is lost")?;
+    let audit = contestant.audit(&expectation).context("before the disk is lost")?;
 
     let mut row = Row { name: format!("{tickets} tickets"), rounds: Vec::new() };
     for _ in 0..rounds {
         std::fs::remove_dir_all(contestant.state()).context("remove the state")?;
         let started = Instant::now();
-        let pid = contestant.start()?;
+        let pids = contestant.start()?;
         lines(&mut contestant, "restoring", 1)?;
-        let (began, used_s) = (Instant::now(), process::cpu_s(pid)?);
+        let (began, used_s) = (Instant::now(), process::cpu_s(&pids)?);
         let log = lines(&mut contestant, "restored", usize::try_from(settings.partitions)?)?;
         let (seconds, start_s) = (began.elapsed().as_secs_f64(), started.elapsed().as_secs_f64());
-        let used_s = process::cpu_s(pid)? - used_s;
+        let used_s = process::cpu_s(&pids)? - used_s;
         let records: u64 = log.lines().filter_map(|line| number(line, "restored", "records")).sum();
         ensure!(
             records >= audit.changelog_records,
@@ -65,7 +48,7 @@ pub(crate) fn run(settings: &Settings, histories: &Histories, tickets: u64, roun
         );
         let records = records as f64;
         let mb = audit.changelog_bytes as f64 / 1e6;
-        let rss_mb = process::rss_peak_mb(pid)?;
+        let rss_mb = process::rss_peaks_mb(&pids)?;
         row.rounds.push(vec![
             records / seconds,
             mb / seconds,
@@ -76,8 +59,7 @@ pub(crate) fn run(settings: &Settings, histories: &Histories, tickets: u64, roun
         ]);
         contestant.stop()?;
     }
-    contestant.remove()?;
-    Topics::connect(&topology)?.delete(&[source])?;
+    contestant.remove_with_source()?;
     println!(
         "{} changelog records of {:.0} bytes\n{}",
         audit.changelog_records,

@@ -103,14 +103,14 @@ fn one(
     let mut contestant = Contestant::prepare(variant.kind, name, source, &variant.settings)?;
     let watch = contestant.watch()?;
     let events = expectation.events;
-    let pid = contestant.start()?;
-    let meter = Meter::begin(pid, variant.settings.broker.pid)?;
+    let pids = contestant.start()?;
+    let meter = Meter::begin(&pids, variant.settings.broker.pid)?;
     let first = watch.reach(1, LOOK_EVERY, TIME_MAX, || contestant.must_run())?;
     let began = Instant::now();
     watch.reach(events, LOOK_EVERY, TIME_MAX, || contestant.must_run())?;
     let seconds = began.elapsed().as_secs_f64();
     let used = meter.used()?;
-    let rss_peak_mb = process::rss_peak_mb(pid)?;
+    let rss_peak_mb = process::rss_peaks_mb(&pids)?;
     contestant.stop()?;
     let audit = contestant.audit(expectation)?;
     contestant.remove()?;

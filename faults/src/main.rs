@@ -43,6 +43,9 @@ struct Arguments {
     /// The same with crash points, for the case of that name.
     #[arg(long)]
     with_crash_points: Option<PathBuf>,
+    /// Of which commit the program is, for the table.
+    #[arg(long, default_value = "unknown")]
+    commit: String,
     /// State, topologies and logs go here.
     #[arg(long)]
     folder: PathBuf,
@@ -92,7 +95,7 @@ fn main() -> Result<ExitCode> {
     };
     for case in CASES.iter().filter(|case| is_wanted(case.name)) {
         eprintln!("\n== {} (--seed {seed})", case.name);
-        let mut outcome = Outcome::begin(case.name, seed);
+        let mut outcome = Outcome::begin(case.name, seed, &arguments.commit);
         let world = World {
             cluster: cluster(case, &arguments, &project, &folder)?,
             project: project.clone(),

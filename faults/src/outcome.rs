@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 pub(crate) struct Outcome {
     pub(crate) case: String,
     pub(crate) seed: u64,
+    /// Of which commit the program is.
+    pub(crate) commit: String,
     /// How often each fault was seen to have happened.
     pub(crate) fired: BTreeMap<String, u64>,
     /// Raw records that went in.
@@ -32,10 +34,11 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    pub(crate) fn begin(case: &str, seed: u64) -> Outcome {
+    pub(crate) fn begin(case: &str, seed: u64, commit: &str) -> Outcome {
         Outcome {
             case: case.to_owned(),
             seed,
+            commit: commit.to_owned(),
             fired: BTreeMap::new(),
             raw_records: 0,
             compared: 0,
@@ -94,7 +97,7 @@ impl fmt::Display for Outcome {
 /// Adds a line to the file of outcomes.
 pub(crate) fn append(path: &Path, outcome: &Outcome) -> Result<()> {
     let line = json!({
-        "case": outcome.case, "seed": outcome.seed, "fired": outcome.fired, "raw_records": outcome.raw_records,
+        "case": outcome.case, "seed": outcome.seed, "commit": outcome.commit, "fired": outcome.fired, "raw_records": outcome.raw_records,
         "compared": outcome.compared, "aborted": outcome.aborted, "caught_up_s": outcome.caught_up_s,
         "seconds": outcome.seconds, "wrong": outcome.wrong,
     });
@@ -130,14 +133,16 @@ struct Row {
     wrong: u64,
 }
 
-/// A row for each case, in Markdown.
+/// A row for each case, in Markdown, and the commits that were attacked.
 pub(crate) fn table(outcomes: &[Value]) -> String {
     let mut rows: BTreeMap<String, Row> = BTreeMap::new();
+    let mut commits: BTreeMap<String, u64> = BTreeMap::new();
     for outcome in outcomes {
         let number = |name: &str| outcome.get(name).and_then(Value::as_u64).unwrap_or(0);
-        let row =
-            rows.entry(outcome.get("case").and_then(Value::as_str).unwrap_or("?").to_owned()).or_default();
+        let word = |name: &str| outcome.get(name).and_then(Value::as_str).unwrap_or("?").to_owned();
+        let row = rows.entry(word("case")).or_default();
         row.runs += 1;
+        *commits.entry(word("commit")).or_default() += 1;
         for (fault, times) in outcome.get("fired").and_then(Value::as_object).into_iter().flatten() {
             *row.fired.entry(fault.clone()).or_default() += times.as_u64().unwrap_or(0);
         }
@@ -165,7 +170,8 @@ pub(crate) fn table(outcomes: &[Value]) -> String {
             row.wrong
         );
     }
-    text
+    let commits: Vec<String> = commits.iter().map(|(commit, runs)| format!("{commit} ({runs})")).collect();
+    text + &format!("\nCommits attacked (runs): {}.\n", commits.join(", "))
 }
 
 #[cfg(test)]
@@ -174,10 +180,10 @@ mod tests {
 
     #[test]
     fn the_table_adds_up_what_was_run_and_takes_its_place() {
-        let run =
-            |wrong: Value| json!({"case": "kill", "fired": {"kill -9": 20}, "compared": 7, "wrong": wrong});
+        let run = |wrong: Value| json!({"case": "kill", "commit": "ab", "fired": {"kill -9": 20}, "compared": 7, "wrong": wrong});
         let table = table(&[run(json!([])), run(json!(["lost"]))]);
-        assert_eq!(table.lines().last(), Some("| kill | 2 | kill -9: 40 | 0 | 14 | 0 | 0 s | 1 |"));
+        assert_eq!(table.lines().nth(2), Some("| kill | 2 | kill -9: 40 | 0 | 14 | 0 | 0 s | 1 |"));
+        assert_eq!(table.lines().last(), Some("Commits attacked (runs): ab (2)."));
         let [begin, end] = MARKS;
         let text = format!("a\n{begin}old\n{end}b\n");
         assert_eq!(put(&text, &table).unwrap(), format!("a\n{begin}\n{table}\n{end}b\n"));

@@ -279,16 +279,14 @@ impl<'w> Scene<'w> {
         std::thread::sleep(time);
     }
 
+    fn stream(&self) -> Stream<'w> {
+        let shape = Shape { under_way_max: 200, ..Shape::of(2_000, PARTITIONS) };
+        Stream::new(self.world.histories, shape)
+    }
+
     /// More events behind those in the raw topic, as fast as the broker takes them.
     pub(crate) fn append(&self, events: u64) -> Result<()> {
-        let shape = Shape {
-            tickets: 2_000,
-            under_way_max: 200,
-            history_events_max: usize::MAX,
-            first_event: 0,
-            partitions: PARTITIONS,
-        };
-        load::backlog(&self.topology, &mut Stream::new(self.world.histories, shape), events)
+        load::backlog(&self.topology, &mut self.stream(), events)
     }
 
     /// How many records readers of committed ones find in the outputs.
@@ -332,14 +330,7 @@ impl<'w> Scene<'w> {
         outcome: &mut Outcome,
         attack: impl FnOnce(&mut Scene<'w>, &mut Outcome) -> Result<()>,
     ) -> Result<()> {
-        let shape = Shape {
-            tickets: 2_000,
-            under_way_max: 200,
-            history_events_max: usize::MAX,
-            first_event: 0,
-            partitions: PARTITIONS,
-        };
-        let mut stream = Stream::new(self.world.histories, shape);
+        let mut stream = self.stream();
         let (stop_load, found) = (AtomicBool::new(false), OnceLock::new());
         let (topology, rate) = (Arc::clone(&self.topology), self.settings.rate);
         std::thread::scope(|scope| {

@@ -11,6 +11,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use ticket_pipeline::lines::RawLine;
 
+use crate::stream::mix;
+
 /// As long as the uids of the histories, so that a renamed event has as many bytes.
 pub const UID_BYTES: usize = 10;
 /// A UUID's.
@@ -34,6 +36,21 @@ pub struct Template {
     pub forwarded_to: String,
     /// What must be derived from it, in order.
     pub derived: Vec<Derived>,
+}
+
+/// What stands before a ticket's members.
+const TICKET: &[u8] = br#""ticket":{"#;
+
+impl Template {
+    /// Puts text behind the first place where `behind` stands.
+    fn insert(&mut self, behind: &[u8], text: &[u8]) {
+        let Some(at) = self.value.windows(behind.len()).position(|window| window == behind) else { return };
+        let at = at + behind.len();
+        self.value.splice(at..at, text.iter().copied());
+        for place in self.uids_at.iter_mut().chain([&mut self.timestamp_at]).filter(|place| **place >= at) {
+            *place += text.len();
+        }
+    }
 }
 
 /// A derived event that must come of a template.
@@ -96,6 +113,19 @@ impl Histories {
         );
         let means = means(&tickets, &expected);
         Ok(Histories { all: tickets, means })
+    }
+
+    /// The same with tickets that are longer by so many bytes, and a few more: by a member
+    /// that no rule asks for, whose text is hard to compress.
+    #[must_use]
+    pub fn padded(mut self, bytes: usize) -> Histories {
+        let text: String = (0..bytes as u64).map(|at| char::from(b'A' + (mix(at) % 26) as u8)).collect();
+        let member = format!("\"attachment\":\"{text}\",");
+        self.means.raw_bytes += member.len() as f64;
+        for template in self.all.iter_mut().flatten() {
+            template.insert(TICKET, member.as_bytes());
+        }
+        self
     }
 
     /// How many events an average history has.
@@ -233,4 +263,27 @@ fn lines(path: &Path) -> Result<impl Iterator<Item = Result<String>> + use<>> {
     let mut decoder = zstd::Decoder::new(file).with_context(|| format!("read {path:?}"))?;
     decoder.window_log_max(27)?;
     Ok(BufReader::new(decoder).lines().map(|line| Ok(line?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_padded_event_is_whole_and_all_places_in_it_have_moved() {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data");
+        let plain = Histories::read(&data).unwrap();
+        let padded = Histories::read(&data).unwrap().padded(1_000);
+        for (plain, padded) in plain.all.iter().flatten().zip(padded.all.iter().flatten()) {
+            let [text, longer] = [plain, padded].map(|one| std::str::from_utf8(&one.value).unwrap());
+            let ticket = serde_json::from_str::<Value>(longer).unwrap()["payload"]["ticket"].take();
+            assert_eq!(ticket["attachment"].as_str().map(str::len), Some(1_000));
+            let [uids, moved] = [(text, plain), (longer, padded)].map(|(text, one)| {
+                one.uids_at.iter().map(|at| &text[*at..at + UID_BYTES]).collect::<Vec<_>>()
+            });
+            assert_eq!(uids, moved);
+            let timestamp = |text: &str, at: usize| text[at..at + TIMESTAMP_BYTES].to_owned();
+            assert_eq!(timestamp(text, plain.timestamp_at), timestamp(longer, padded.timestamp_at));
+        }
+    }
 }

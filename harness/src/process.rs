@@ -14,7 +14,7 @@ const TICK_S: f64 = 0.01;
 const STOP_TIME_MAX: Duration = Duration::from_secs(120);
 
 /// CPU seconds of a process and of its threads that have ended, user and system.
-pub fn cpu_s(pid: u32) -> Result<f64> {
+fn cpu_s_of(pid: u32) -> Result<f64> {
     let stat =
         fs::read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("look at process {pid}"))?;
     // The name stands in brackets and may hold anything.
@@ -23,8 +23,20 @@ pub fn cpu_s(pid: u32) -> Result<f64> {
     Ok(ticks.sum::<Result<u64, _>>()? as f64 * TICK_S)
 }
 
+/// The same of several processes, added up.
+pub fn cpu_s(pids: &[u32]) -> Result<f64> {
+    pids.iter().map(|pid| cpu_s_of(*pid)).sum()
+}
+
+/// Sends a process a signal by its name: `STOP`, `CONT`, `TERM`.
+pub fn signal(pid: u32, signal: &str) -> Result<()> {
+    let sent = Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()).status()?;
+    ensure!(sent.success(), "signal process {pid}");
+    Ok(())
+}
+
 /// The most memory that a process has had resident, in MB.
-pub fn rss_peak_mb(pid: u32) -> Result<f64> {
+fn rss_peak_mb(pid: u32) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line =
         status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("read a process's status")?;
@@ -55,10 +67,15 @@ pub fn machine() -> Result<Machine> {
     Ok(Machine { busy_s: at(0) + at(1) + at(2) + at(5) + at(6), stolen_s: at(7) })
 }
 
+/// The same of several processes, added up.
+pub fn rss_peaks_mb(pids: &[u32]) -> Result<f64> {
+    pids.iter().map(|pid| rss_peak_mb(*pid)).sum()
+}
+
 /// What was used between two looks.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Meter {
-    pid: u32,
+    pids: Vec<u32>,
     broker_pid: u32,
     began: Instant,
     cpu_s: f64,
@@ -72,7 +89,7 @@ pub struct Meter {
 pub struct Used {
     /// By the clock.
     pub seconds: f64,
-    /// By the process.
+    /// By the processes.
     pub cpu_s: f64,
     /// By the broker.
     pub broker_cpu_s: f64,
@@ -84,14 +101,14 @@ pub struct Used {
 
 impl Meter {
     /// Begins to measure. A process that has just been started has used nothing.
-    pub fn begin(pid: u32, broker_pid: u32) -> Result<Meter> {
+    pub fn begin(pids: &[u32], broker_pid: u32) -> Result<Meter> {
         Ok(Meter {
-            pid,
+            pids: pids.to_vec(),
             broker_pid,
             began: Instant::now(),
-            cpu_s: cpu_s(pid)?,
-            broker_cpu_s: cpu_s(broker_pid)?,
-            own_cpu_s: cpu_s(std::process::id())?,
+            cpu_s: cpu_s(pids)?,
+            broker_cpu_s: cpu_s_of(broker_pid)?,
+            own_cpu_s: cpu_s_of(std::process::id())?,
             machine: machine()?,
         })
     }
@@ -102,9 +119,9 @@ impl Meter {
     /// Where the kernel does not say.
     pub fn used(&self) -> Result<Used> {
         let now = machine()?;
-        let cpu_s = cpu_s(self.pid)? - self.cpu_s;
-        let broker_cpu_s = self::cpu_s(self.broker_pid)? - self.broker_cpu_s;
-        let own_cpu_s = self::cpu_s(std::process::id())? - self.own_cpu_s;
+        let cpu_s = cpu_s(&self.pids)? - self.cpu_s;
+        let broker_cpu_s = cpu_s_of(self.broker_pid)? - self.broker_cpu_s;
+        let own_cpu_s = cpu_s_of(std::process::id())? - self.own_cpu_s;
         Ok(Used {
             seconds: self.began.elapsed().as_secs_f64(),
             cpu_s,
@@ -152,9 +169,7 @@ impl Process {
     /// Sends it a signal by its name: `STOP`, `CONT`, `TERM`.
     pub fn signal(&mut self, signal: &str) -> Result<()> {
         self.must_run()?;
-        let sent = Command::new("kill").arg(format!("-{signal}")).arg(self.pid().to_string()).status()?;
-        ensure!(sent.success(), "signal {}", self.name);
-        Ok(())
+        self::signal(self.pid(), signal).with_context(|| format!("signal {}", self.name))
     }
 
     /// Its exit code, where it has ended by itself.

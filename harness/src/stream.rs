@@ -34,6 +34,14 @@ pub struct Shape {
     pub partitions: i32,
 }
 
+impl Shape {
+    /// Whole histories, 2,000 of them under way at a time.
+    #[must_use]
+    pub fn of(tickets: u64, partitions: i32) -> Shape {
+        Shape { tickets, under_way_max: 2_000, history_events_max: usize::MAX, first_event: 0, partitions }
+    }
+}
+
 /// What must come of the events so far.
 #[derive(Debug, Default, Clone)]
 pub struct Expectation {

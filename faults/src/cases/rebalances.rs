@@ -1,9 +1,9 @@
 //! One process, two, three, two, one, over and over under load: every change
 //! moves partitions with their states.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use ticket_harness::random::Random;
 
 use crate::outcome::Outcome;
@@ -11,6 +11,7 @@ use crate::scene::{Scene, Settings, World};
 
 const TIMES: u64 = 12;
 const PROGRESS_WITHIN: Duration = Duration::from_secs(120);
+const LOOK: Duration = Duration::from_millis(100);
 
 pub(crate) fn run(world: &World<'_>, seed: u64, outcome: &mut Outcome) -> Result<()> {
     let times = world.times.unwrap_or(TIMES);
@@ -55,6 +56,12 @@ fn attack(
             scene.start(instance)?;
         } else {
             scene.stop(instance)?;
+        }
+        // Whoever ends in peace stays a member until its session ends.
+        let began = Instant::now();
+        while assigned(scene) == before {
+            ensure!(began.elapsed() < PROGRESS_WITHIN, "no partition moves");
+            scene.pause(LOOK);
         }
         scene.wait_for_more(200 + random.below(800), PROGRESS_WITHIN)?;
         outcome.fired(&format!("process {} ({protocol})", if comes { "joined" } else { "left" }), 1);

@@ -63,16 +63,10 @@ fn fresh(directory: &StateDirectory, partition: i32) -> Result<Store> {
     if store.positions().is_some() { store.wipe() } else { Ok(store) }
 }
 
-/// What stores of this topology need to know.
+/// What stores of this topology need to know; two of each are open here.
 pub(super) fn store_settings(topology: &Topology) -> StoreSettings {
-    StoreSettings {
-        group: topology.group.clone(),
-        topic: topology.input_topic().to_owned(),
-        flush_records_max: topology.state.flush_records_max,
-        flush_interval_ms: topology.state.flush_interval_ms,
-        dedupe_window_ms: topology.policies.dedupe_window_ms,
-        memory_bytes: topology.limits.memory_mb.saturating_mul(1024 * 1024) / 8,
-    }
+    let settings = StoreSettings::of(topology);
+    StoreSettings { memory_bytes: settings.memory_bytes / 2, ..settings }
 }
 
 /// An expected record, as it leaves the task.

@@ -4,6 +4,7 @@
 //! once for all of them. It does not touch tasks or transactions.
 
 mod caught_up;
+mod hanging;
 mod housekeeping;
 mod observing;
 mod owners;
@@ -29,6 +30,7 @@ use crate::topics;
 use crate::topology::Topology;
 use crate::worker::{Orders, Published, Worker, WorkerState};
 use caught_up::CaughtUp;
+use hanging::Hanging;
 use housekeeping::Housekeeping;
 use observing::Observing;
 use owners::Owners;
@@ -63,7 +65,7 @@ pub fn run(topology: Topology, options: Options) -> Result<()> {
     let orders = Arc::new(Orders::default());
     signals::stop_on_signal(Arc::clone(&orders))?;
     let topology = Arc::new(topology);
-    let state = StateDirectory::lock(&topology.state.dir, store_settings(&topology))?;
+    let state = StateDirectory::lock(&topology.state.dir, StoreSettings::of(&topology))?;
     let instance = state.instance(topology.runtime.instance.as_deref())?;
     let health = Arc::new(Health::new(Arc::clone(&topology)));
     health.name(&instance);
@@ -110,6 +112,7 @@ fn work(
     let setups: Vec<Arc<Setup>> = setups.collect();
     let owners = setups.iter().map(|setup| Owners::connect(setup));
     let mut owners: Vec<Owners> = owners.collect::<Result<_>>()?;
+    let mut hanging: Vec<Hanging> = setups.iter().map(Hanging::connect).collect::<Result<_>>()?;
     let mut caught_up =
         if options.until_caught_up { Some(CaughtUp::begin(topology, checked.partitions)?) } else { None };
     let mut observing = Observing::connect(topology, &state, health)?;
@@ -141,7 +144,9 @@ fn work(
             }
             continue;
         }
-        if let Err(error) = housekeeping.tick(&statuses) {
+        let looked = housekeeping.tick(&statuses);
+        let looked = looked.and_then(|()| hanging.iter_mut().try_for_each(|stage| stage.tick(&statuses)));
+        if let Err(error) = looked {
             outcome = outcome.and(Err(error));
             orders.stop.store(true, Ordering::Relaxed);
         }
@@ -209,18 +214,6 @@ fn spawn_stage(
             Ok(Running { slot, thread })
         })
         .collect()
-}
-
-fn store_settings(topology: &Topology) -> StoreSettings {
-    StoreSettings {
-        group: topology.group.clone(),
-        topic: topology.input_topic().to_owned(),
-        flush_records_max: topology.state.flush_records_max,
-        flush_interval_ms: topology.state.flush_interval_ms,
-        dedupe_window_ms: topology.policies.dedupe_window_ms,
-        // A quarter; the producers' queues take another, the consumers' a thirty-second, batches and overlays the rest.
-        memory_bytes: topology.limits.memory_mb.saturating_mul(1024 * 1024) / 4,
-    }
 }
 
 /// Says when something that is done every so often is due.

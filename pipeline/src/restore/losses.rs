@@ -69,7 +69,7 @@ impl Restore {
 
 /// What is left to do where transactions hung and were aborted: the ids log then
 /// says where the input goes on, and nothing else may.
-pub(super) fn begin_behind_the_logs(setup: &Setup) -> String {
+pub(crate) fn begin_behind_the_logs(setup: &Setup) -> String {
     let topology = &setup.topology;
     format!(
         "delete every state directory ({:?}) and the group's offsets (`kafka-consumer-groups.sh --delete-offsets --group {} \

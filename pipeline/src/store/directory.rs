@@ -16,6 +16,7 @@ use rocksdb::{Cache, WriteBufferManager};
 use super::Store;
 use super::disk::{Disk, now_ms};
 use super::held::{Held, Known};
+use crate::topology::Topology;
 
 /// Unwritten changes of all stores together take at most so much memory.
 const WRITE_BUFFERS_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -40,6 +41,22 @@ pub struct StoreSettings {
     pub dedupe_window_ms: i64,
     /// Memory for the block cache and write buffers of all stores together.
     pub memory_bytes: usize,
+}
+
+impl StoreSettings {
+    /// What a topology says of its stores.
+    #[must_use]
+    pub fn of(topology: &Topology) -> StoreSettings {
+        StoreSettings {
+            group: topology.group.clone(),
+            topic: topology.input_topic().to_owned(),
+            flush_records_max: topology.state.flush_records_max,
+            flush_interval_ms: topology.state.flush_interval_ms,
+            dedupe_window_ms: topology.policies.dedupe_window_ms,
+            // A quarter; the producers' queues take another, the consumers' a thirty-second, batches and overlays the rest.
+            memory_bytes: topology.limits.memory_mb.saturating_mul(1024 * 1024) / 4,
+        }
+    }
 }
 
 /// The state directory, locked by this process.

@@ -21,7 +21,7 @@ use crate::stage::Stage;
 use crate::topology::{KeyedBy, TRANSACTION_TIMEOUT_MS, Topology};
 use deliveries::{Deliveries, Report};
 use native::{Client, Failure, Membership, Outgoing, OutgoingHeaders};
-use trouble::{is_permanent, remedy};
+use trouble::{is_forgotten, is_permanent, remedy};
 
 pub use native::{has_joined, read_headers};
 pub use trouble::Trouble;
@@ -418,11 +418,17 @@ impl Transaction<'_> {
 
     fn give_up(&mut self, why: String) -> Trouble {
         // The first error is the cause: what follows it, a failing abort as well, would hide it.
-        if let Some(cause) = self.producer.client.abort_cause()
-            && is_permanent(cause.code)
-        {
-            let remedy = self.producer.remedy(cause.code);
-            return Trouble::Stop(anyhow!("send records in a transaction: {cause}; {remedy}"));
+        match self.producer.client.abort_cause() {
+            Some(cause) if is_permanent(cause.code) => {
+                let remedy = self.producer.remedy(cause.code);
+                return Trouble::Stop(anyhow!("send records in a transaction: {cause}; {remedy}"));
+            }
+            // It knows neither whether the transaction was committed before, nor that it is to be aborted.
+            Some(cause) if is_forgotten(cause.code) => {
+                self.open = false;
+                return Trouble::Rebuild(format!("the coordinator has forgotten the transaction: {cause}"));
+            }
+            _ => {}
         }
         match self.end() {
             Ok(()) => Trouble::Again(why),

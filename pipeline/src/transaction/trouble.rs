@@ -48,6 +48,13 @@ pub(super) fn is_permanent(code: Code) -> bool {
     )
 }
 
+/// Whether the coordinator knows nothing of this producer any more. librdkafka asks
+/// for an abort then, which succeeds by another producer id (`rdkafka_txnmgr.c`, EndTxn's
+/// `require_bump`) and leaves what the old one has written undecided.
+pub(super) fn is_forgotten(code: Code) -> bool {
+    matches!(code, Code::InvalidProducerIdMapping | Code::UnknownProducerId)
+}
+
 /// What a person can do about a permanent error.
 pub(super) fn remedy(code: Code) -> &'static str {
     match code {
