@@ -24,6 +24,11 @@ pub(crate) fn moved(uid: &str, status: &str) -> RawLine {
     event(&format!("{uid} moved to {status}"), "ticket:updated", uid, status)
 }
 
+/// The same where it has been in it before; the number tells the times apart.
+pub(crate) fn moved_again(uid: &str, number: usize, status: &str) -> RawLine {
+    event(&format!("{uid} moved to {status}, {number}"), "ticket:updated", uid, status)
+}
+
 /// The same event once more, as a platform that is not sure sends it.
 pub(crate) fn again(raw: &RawLine) -> RawLine {
     raw.clone()

@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 
 use crate::contestant::{Contestant, Kind, Settings};
@@ -109,12 +109,12 @@ fn one(
     let pids = contestant.start()?;
     let (began, is_over) = (Instant::now(), AtomicBool::new(false));
     let reached = std::thread::scope(|scope| {
-        if is_slow {
-            scope.spawn(|| slow_down(settings.broker.pid, &is_over));
-        }
+        let slow = is_slow.then(|| scope.spawn(|| slow_down(settings.broker.pid, &is_over)));
         let reached = watch.reach(expectation.events, LOOK_EVERY, TIME_MAX, || contestant.must_run());
         is_over.store(true, Ordering::Relaxed);
-        reached
+        let stood = slow.map(|slow| slow.join().map_err(|_| anyhow!("a thread panicked")).flatten());
+        ensure!(stood.transpose()? != Some(0), "the broker was not slow");
+        reached.map(|_| ())
     });
     reached?;
     let seconds = began.elapsed().as_secs_f64();
@@ -125,13 +125,15 @@ fn one(
     Ok((peak_mb, seconds))
 }
 
-/// Lets a process stand still for most of the time; in the end it works.
-fn slow_down(pid: u32, is_over: &AtomicBool) -> Result<()> {
+/// Lets a process stand still for most of the time, and says how often; in the end it works.
+fn slow_down(pid: u32, is_over: &AtomicBool) -> Result<u64> {
+    let mut times = 0;
     while !is_over.load(Ordering::Relaxed) {
         process::signal(pid, "STOP")?;
         std::thread::sleep(STANDS);
         process::signal(pid, "CONT")?;
         std::thread::sleep(WORKS);
+        times += 1;
     }
-    Ok(())
+    Ok(times)
 }

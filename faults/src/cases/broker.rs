@@ -172,7 +172,9 @@ fn mend_as_told(scene: &mut Scene<'_>, outcome: &mut Outcome, code: Option<i32>)
     let log = scene.logged("a");
     let words = log.lines().last().unwrap_or_default();
     ensure!(words.contains("hanging transaction"), "it ended with {code:?}: {words}");
-    let whose = if words.contains("__consumer_offsets") { "the offsets" } else { "the logs" };
+    let of = [("Kafka holds back the offset", "the offsets"), ("is committed up to", "the logs")];
+    let whose =
+        of.iter().find(|(said, _)| words.contains(said)).map_or("what is written", |(_, whose)| whose);
     outcome.fired(&format!("hanging transaction of {whose} told, and mended"), 1);
     mend(scene)
 }

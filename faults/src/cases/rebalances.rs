@@ -43,6 +43,7 @@ fn attack(
         let log = ["a", "b", "c"].map(|instance| scene.logged(instance)).concat();
         log.lines().filter(|line| line.contains(": assigned partition=")).count() as u64
     };
+    wait_until(scene, |scene| assigned(scene) > 0)?;
     for time in 0..times {
         let before = assigned(scene);
         // 1 to 3 to 1: b comes, c comes, c goes, b goes.
@@ -58,14 +59,19 @@ fn attack(
             scene.stop(instance)?;
         }
         // Whoever ends in peace stays a member until its session ends.
-        let began = Instant::now();
-        while assigned(scene) == before {
-            ensure!(began.elapsed() < PROGRESS_WITHIN, "no partition moves");
-            scene.pause(LOOK);
-        }
+        wait_until(scene, |scene| assigned(scene) > before)?;
         scene.wait_for_more(200 + random.below(800), PROGRESS_WITHIN)?;
         outcome.fired(&format!("process {} ({protocol})", if comes { "joined" } else { "left" }), 1);
         outcome.fired("partition moved", assigned(scene).saturating_sub(before));
+    }
+    Ok(())
+}
+
+fn wait_until(scene: &Scene<'_>, moved: impl Fn(&Scene<'_>) -> bool) -> Result<()> {
+    let began = Instant::now();
+    while !moved(scene) {
+        ensure!(began.elapsed() < PROGRESS_WITHIN, "no partition moves");
+        scene.pause(LOOK);
     }
     Ok(())
 }

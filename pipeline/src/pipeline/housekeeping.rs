@@ -128,6 +128,7 @@ impl Housekeeping {
     }
 
     fn look_at_raw_topic(&self) -> Result<()> {
+        clients::hear(&self.observer);
         let topic = &self.topology.source.topic;
         // A broker that does not answer is the workers' to wait for.
         let Ok(metadata) = self.observer.fetch_metadata(Some(topic), ANSWER_TIMEOUT) else { return Ok(()) };

@@ -112,7 +112,7 @@ fn work(
     let setups: Vec<Arc<Setup>> = setups.collect();
     let owners = setups.iter().map(|setup| Owners::connect(setup));
     let mut owners: Vec<Owners> = owners.collect::<Result<_>>()?;
-    let mut hanging: Vec<Hanging> = setups.iter().map(Hanging::connect).collect::<Result<_>>()?;
+    let mut hanging = Hanging::connect(topology, checked.partitions)?;
     let mut caught_up =
         if options.until_caught_up { Some(CaughtUp::begin(topology, checked.partitions)?) } else { None };
     let mut observing = Observing::connect(topology, &state, health)?;
@@ -145,7 +145,7 @@ fn work(
             continue;
         }
         let looked = housekeeping.tick(&statuses);
-        let looked = looked.and_then(|()| hanging.iter_mut().try_for_each(|stage| stage.tick(&statuses)));
+        let looked = looked.and_then(|()| hanging.tick(&statuses));
         if let Err(error) = looked {
             outcome = outcome.and(Err(error));
             orders.stop.store(true, Ordering::Relaxed);

@@ -60,6 +60,7 @@ impl Observing {
         if !self.look.is_due() {
             return;
         }
+        clients::hear(&self.observer);
         self.health.note_memory(self.state.memory());
         let mut ends = Vec::new();
         let topology = Arc::clone(&self.topology);

@@ -59,6 +59,7 @@ impl Owners {
         if !self.look.is_due() {
             return None;
         }
+        clients::hear(&self.observer);
         // A broker that does not answer is the workers' to wait for.
         let now = self.ownerless().unwrap_or_default();
         let are_left = now.intersection(&self.ownerless).next().is_some();

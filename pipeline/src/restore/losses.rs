@@ -5,6 +5,7 @@ use anyhow::anyhow;
 
 use super::{Course, Restore, Setup};
 use crate::commit_record::Ends;
+use crate::stage::Stage;
 use crate::topology::Topology;
 use crate::transaction::Trouble;
 
@@ -48,9 +49,8 @@ impl Restore {
         Trouble::Stop(anyhow!(
             "hanging transaction: {topic} [{partition}] is committed up to offset {committed}, and is not readable from \
              {stable} on: Kafka has lost the commit markers of a transaction, whose outputs hang with it. Aborting it \
-             alone would lose them. To emit them again instead: stop every process of the pipeline, abort what \
-             `kafka-transactions.sh find-hanging` lists of its topics, {}",
-            begin_behind_the_logs(setup),
+             alone would lose them. To emit them again instead: {}",
+            how_to_mend(&setup.topology, setup.stage),
         ))
     }
 
@@ -67,15 +67,15 @@ impl Restore {
     }
 }
 
-/// What is left to do where transactions hung and were aborted: the ids log then
+/// What to do where transactions hang, as a sentence without its stop: the ids log
 /// says where the input goes on, and nothing else may.
-pub(crate) fn begin_behind_the_logs(setup: &Setup) -> String {
-    let topology = &setup.topology;
+pub(crate) fn how_to_mend(topology: &Topology, stage: Stage) -> String {
     format!(
-        "delete every state directory ({:?}) and the group's offsets (`kafka-consumer-groups.sh --delete-offsets --group {} \
+        "Stop every process of the pipeline, abort what `kafka-transactions.sh find-hanging` lists of __consumer_offsets \
+         and of its topics, delete every state directory ({:?}) and the group's offsets (`kafka-consumer-groups.sh --delete-offsets --group {} \
          --topic {}`), and start it again",
         topology.state.dir,
-        setup.stage.group(topology),
-        setup.stage.topic(topology),
+        stage.group(topology),
+        stage.topic(topology),
     )
 }

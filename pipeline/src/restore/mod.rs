@@ -27,7 +27,7 @@ use crate::commit_record::Ends;
 use crate::store::{Positions, Reset, StateDirectory, Store};
 use crate::topology::Topology;
 use crate::transaction::Trouble;
-pub(crate) use losses::begin_behind_the_logs;
+pub(crate) use losses::how_to_mend;
 use offsets::{Committed, Question};
 use plan::{Plan, Start};
 pub(crate) use reader::{create, is_passing, watermarks};

@@ -11,7 +11,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::losses::begin_behind_the_logs;
+use super::losses::how_to_mend;
 use super::{Setup, Waiting, create, is_passing};
 use crate::clients::{self, Logs};
 use crate::commit_record::Ends;
@@ -81,11 +81,10 @@ impl Question {
         }
         Err(Trouble::Stop(anyhow!(
             "hanging transaction: Kafka holds back the offset of group {} for {topic} [{}] for longer than a transaction \
-             can live: it has lost the commit markers of one in __consumer_offsets. Stop every process of the pipeline, \
-             abort what `kafka-transactions.sh find-hanging` lists of __consumer_offsets and of the pipeline's topics, {}",
+             can live: it has lost the commit markers of one in __consumer_offsets. {}",
             stage.group(topology),
             self.partition,
-            begin_behind_the_logs(setup),
+            how_to_mend(topology, stage),
         )))
     }
 }

@@ -320,6 +320,20 @@ impl Transaction<'_> {
 
     fn end(&mut self) -> Result<(), Trouble> {
         self.open = false;
+        // The first error is the cause: what follows it, a failing abort as well, would hide it.
+        match self.producer.client.abort_cause() {
+            Some(cause) if is_permanent(cause.code) => {
+                let remedy = self.producer.remedy(cause.code);
+                return Err(Trouble::Stop(anyhow!("send records in a transaction: {cause}; {remedy}")));
+            }
+            // It knows neither whether the transaction was committed before, nor that it is to be aborted.
+            Some(cause) if is_forgotten(cause.code) => {
+                return Err(Trouble::Rebuild(format!(
+                    "the coordinator has forgotten the transaction: {cause}"
+                )));
+            }
+            _ => {}
+        }
         self.producer.check_coordinator()?;
         let started = Instant::now();
         loop {
@@ -417,19 +431,6 @@ impl Transaction<'_> {
     }
 
     fn give_up(&mut self, why: String) -> Trouble {
-        // The first error is the cause: what follows it, a failing abort as well, would hide it.
-        match self.producer.client.abort_cause() {
-            Some(cause) if is_permanent(cause.code) => {
-                let remedy = self.producer.remedy(cause.code);
-                return Trouble::Stop(anyhow!("send records in a transaction: {cause}; {remedy}"));
-            }
-            // It knows neither whether the transaction was committed before, nor that it is to be aborted.
-            Some(cause) if is_forgotten(cause.code) => {
-                self.open = false;
-                return Trouble::Rebuild(format!("the coordinator has forgotten the transaction: {cause}"));
-            }
-            _ => {}
-        }
         match self.end() {
             Ok(()) => Trouble::Again(why),
             Err(trouble) => trouble,

@@ -52,7 +52,7 @@ pub(super) fn is_permanent(code: Code) -> bool {
 /// for an abort then, which succeeds by another producer id (`rdkafka_txnmgr.c`, EndTxn's
 /// `require_bump`) and leaves what the old one has written undecided.
 pub(super) fn is_forgotten(code: Code) -> bool {
-    matches!(code, Code::InvalidProducerIdMapping | Code::UnknownProducerId)
+    code == Code::InvalidProducerIdMapping
 }
 
 /// What a person can do about a permanent error.
