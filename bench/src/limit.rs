@@ -151,6 +151,8 @@ impl Clients {
             ("session.timeout.ms", "45000"),
             ("queued.max.messages.kbytes", "65536"),
             ("fetch.queue.backoff.ms", "10"),
+            ("fetch.min.bytes", "65536"),
+            ("fetch.wait.max.ms", "10"),
         ];
         let producer = [
             ("transactional.id", limit.group.as_str()),

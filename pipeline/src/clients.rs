@@ -82,6 +82,10 @@ pub fn consumer(topology: &Topology, member: &Member) -> ClientConfig {
     config.set("fetch.max.bytes", (member.consumer_queue_kib * 1024).min(50 * 1024 * 1024).to_string());
     // Compressed, and for each partition: it is what the queue may be exceeded by.
     config.set("max.partition.fetch.bytes", "262144");
+    // Records are processed once a commit interval, so a fetch may wait for some: each that brings a few costs
+    // the broker and us as much as one that brings many.
+    config.set("fetch.min.bytes", "65536");
+    config.set("fetch.wait.max.ms", "10");
     // With a small local queue the default of a second leaves the worker idle.
     config.set("fetch.queue.backoff.ms", "10");
     set_all(&mut config, &topology.kafka.properties);
