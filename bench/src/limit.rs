@@ -15,6 +15,7 @@ use clap::Args;
 use rdkafka::bindings as c;
 use rdkafka::bindings::rd_kafka_resp_err_t as code;
 use rdkafka::bindings::rd_kafka_vtype_t as vtype;
+use ticket_pipeline::clients;
 
 /// Records that one call hands over at most.
 const BATCH_MAX: usize = 1_000;
@@ -141,6 +142,7 @@ impl Copier {
 
 impl Clients {
     fn connect(limit: &Limit) -> Result<Clients> {
+        let fetch_wait_ms = clients::fetch_wait_ms(limit.commit_interval_ms).to_string();
         let common = [("bootstrap.servers", limit.brokers.as_str()), ("client.id", "limit")];
         let consumer = [
             ("group.id", limit.group.as_str()),
@@ -152,7 +154,7 @@ impl Clients {
             ("queued.max.messages.kbytes", "65536"),
             ("fetch.queue.backoff.ms", "10"),
             ("fetch.min.bytes", "65536"),
-            ("fetch.wait.max.ms", "10"),
+            ("fetch.wait.max.ms", fetch_wait_ms.as_str()),
         ];
         let producer = [
             ("transactional.id", limit.group.as_str()),

@@ -85,7 +85,7 @@ pub fn consumer(topology: &Topology, member: &Member) -> ClientConfig {
     // Records are processed once a commit interval, so a fetch may wait for some: each that brings a few costs
     // the broker and us as much as one that brings many.
     config.set("fetch.min.bytes", "65536");
-    config.set("fetch.wait.max.ms", "10");
+    config.set("fetch.wait.max.ms", fetch_wait_ms(topology.runtime.commit_interval_ms).to_string());
     // With a small local queue the default of a second leaves the worker idle.
     config.set("fetch.queue.backoff.ms", "10");
     set_all(&mut config, &topology.kafka.properties);
@@ -111,6 +111,12 @@ pub fn consumer(topology: &Topology, member: &Member) -> ClientConfig {
         }
     }
     config
+}
+
+/// How long a fetch may wait for more, in milliseconds: a tenth of the commit interval.
+#[must_use]
+pub fn fetch_wait_ms(commit_interval_ms: u64) -> u64 {
+    (commit_interval_ms / 10).clamp(3, 100)
 }
 
 /// A worker's transactional producer.

@@ -134,7 +134,7 @@ fn the_shipped_topology_is_the_contracts_defaults() {
     assert_eq!(shipped.limits.record_bytes_max, 262_144);
     assert_eq!(shipped.limits.emitted_bytes_max, 512 * 1024 * 1024);
     assert_eq!(shipped.limits.entry_bytes_max, 4_000 * 1024);
-    assert_eq!(shipped.limits.batch_records_max, 5000);
+    assert_eq!(shipped.limits.batch_records_max, 8000);
     assert_eq!(shipped.limits.batch_bytes_max, 16 * 1024 * 1024);
     assert_eq!(shipped.limits.memory_mb, 384);
     assert_eq!(shipped.kafka.brokers, "localhost:9092");
