@@ -8,12 +8,13 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 use rdkafka::{Offset, TopicPartitionList};
+use ticket_pipeline::commit_record::{CommitRecord, IdsRecord, NOTHING_KEY};
 
 use crate::datasets::HISTORIES;
 use crate::pipeline::{Pipeline, Settings};
 use crate::story::{again, in_every_partition, moved, moved_again, opened};
 use crate::tasks::PARTITIONS;
-use crate::{broker, wait};
+use crate::{broker, wait, wire};
 
 /// With one worker no partition is handed on: what is told of each is told once.
 fn emitted(name: &str) -> (Pipeline, Vec<String>) {
@@ -247,11 +248,15 @@ fn hang_in(pipeline: &Pipeline, topic: &str) -> ThreadedProducer<DefaultProducer
 /// the offset is committed, and the records that belong to it are not decided.
 fn hang_in_the_ids_log(pipeline: &Pipeline) -> ThreadedProducer<DefaultProducerContext> {
     let producer = hang_in(pipeline, pipeline.logs()[1]);
+    commit_end_of_all(pipeline);
+    producer
+}
+
+fn commit_end_of_all(pipeline: &Pipeline) {
     let (group, offset) = (outsider(pipeline), end_of_all(pipeline));
     wait::until("the group has no members, and an offset can be committed for it", || {
         group.commit(&offset, CommitMode::Sync).ok()
     });
-    producer
 }
 
 /// As it leaves it that has lost those in `__consumer_offsets` alone: all else is
@@ -297,6 +302,55 @@ fn assert_told_and_mended(
 #[test]
 fn a_hanging_transaction_ends_the_run_in_plain_words_and_what_they_advise_mends_it() {
     assert_told_and_mended("hanging", "-ids [0] is committed up to", hang_in_the_ids_log);
+}
+
+/// As a broker leaves it that has lost a transaction's markers in both logs, and knows its
+/// producer: a transaction that read one record, and had nothing to emit.
+fn commit_without_markers(pipeline: &Pipeline, stream_time_ms: i64) {
+    let commit = CommitRecord { input: pipeline.end_of(0), stream_time_ms, ids: Vec::new() };
+    let verify = "transaction.partition.verification.enable";
+    let broker = ["configs", "--alter", "--entity-type", "brokers", "--entity-name", "1"];
+    broker::tool(&[&broker[..], &["--add-config", &format!("{verify}=false")]].concat());
+    let mut producer = wire::Producer::of(&format!("{}-a-0", pipeline.group()));
+    let [changelog, ids] = pipeline.logs();
+    producer.write(changelog, 0, Some(NOTHING_KEY), None);
+    producer.write(ids, 0, None, Some(&IdsRecord::Commit(commit).encode()));
+    broker::tool(&[&broker[..], &["--delete-config", verify]].concat());
+    commit_end_of_all(pipeline);
+}
+
+#[test]
+fn a_commit_that_kafka_has_lost_the_markers_of_is_given_others() {
+    let (pipeline, uids) = emitted("unmarked");
+    let duplicate = opened(&uids[0]);
+    let stream_time_ms = duplicate.timestamp_ms;
+    pipeline.append([duplicate]);
+    commit_without_markers(&pipeline, stream_time_ms);
+    pipeline.append(uids.iter().map(|uid| moved(uid, "waiting")));
+    let log = pipeline.run_until_caught_up();
+    assert_eq!(log.0.matches("lost its markers").count(), 1, "{}", log.0);
+    assert_eq!(log.total("duplicates"), 0, "what is committed is not read again: {}", log.0);
+    pipeline.assert_emitted_as_expected();
+    pipeline.lose_disk("a");
+    pipeline.append(uids.iter().map(|uid| moved(uid, "closed")));
+    pipeline.run_until_caught_up();
+    pipeline.assert_emitted_as_expected();
+}
+
+#[test]
+fn what_was_aborted_after_it_had_been_committed_is_told_and_what_is_advised_mends_it() {
+    let (pipeline, uids) = emitted("taken-back");
+    pipeline.append(uids.iter().map(|uid| moved(uid, "waiting")));
+    hang_in_the_ids_log(&pipeline).abort_transaction(wait::PATIENCE).expect("it is aborted");
+    let said = refused(&pipeline, "what was committed was aborted");
+    let told = said.contains("was aborted after it had been committed") && said.contains("--delete-offsets");
+    assert!(told, "{said}");
+
+    assert!(!pipeline.changes().contains_key(&uids[0]), "nothing of the partition was emitted");
+    pipeline.lose_disk("a");
+    forget_offsets(&pipeline);
+    pipeline.run_until_caught_up();
+    pipeline.assert_emitted_as_expected();
 }
 
 #[test]

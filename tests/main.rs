@@ -29,6 +29,7 @@ mod collector;
 mod pipeline;
 mod process;
 mod secure;
+mod wire;
 
 // and what holds there.
 mod audit;

@@ -159,6 +159,8 @@ pub fn decided_within(topology: &Topology) -> Duration {
 pub fn log_reader(topology: &Topology) -> ClientConfig {
     let mut config = base(&topology.kafka);
     config.set("fetch.queue.backoff.ms", "10");
+    // It reads to an end, which a broker tells only when a fetch has waited for more.
+    config.set("fetch.wait.max.ms", "10");
     set_all(&mut config, &topology.kafka.consumer);
     config.set("group.id", &topology.group);
     config.set("isolation.level", "read_committed");

@@ -13,6 +13,7 @@ const VERSION: u8 = 1;
 const KIND_COMMIT: u8 = 0;
 const KIND_REBUILDING: u8 = 1;
 const KIND_RECOMPUTED: u8 = 2;
+const KIND_NOTHING: u8 = 3;
 
 /// An id takes at most 36 bytes, so that a record stays below 512 KiB; a
 /// transaction with more of them writes several records.
@@ -29,6 +30,9 @@ const REPLAYS_VERSION: u8 = 0x81;
 /// Of more replays the oldest are forgotten, so that the record stays below 1 MiB.
 const REPLAYS_MAX: usize = 200;
 
+/// Under this key the changelog is given tombstones of nothing, for their transaction's marker.
+pub const NOTHING_KEY: &[u8] = b"\xffnothing";
+
 /// A record of the ids log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum IdsRecord {
@@ -40,6 +44,8 @@ pub enum IdsRecord {
     /// What a replay recomputed so far: of a commit record all but that the
     /// state belongs to its input position.
     Recomputed(CommitRecord),
+    /// Written for the marker that ends its transaction, and for nothing else.
+    Nothing,
 }
 
 /// How a replay begins. The ids of what lies at `to` or beyond are void: they
@@ -91,6 +97,7 @@ impl IdsRecord {
                 bytes.push(KIND_REBUILDING);
                 write_rebuilding(&mut bytes, rebuilding);
             }
+            IdsRecord::Nothing => bytes.push(KIND_NOTHING),
         }
         bytes
     }
@@ -113,6 +120,7 @@ impl IdsRecord {
             KIND_COMMIT => decode_commit(rest).map(IdsRecord::Commit),
             KIND_REBUILDING => decode_rebuilding(rest).map(IdsRecord::Rebuilding),
             KIND_RECOMPUTED => decode_commit(rest).map(IdsRecord::Recomputed),
+            KIND_NOTHING => Ok(IdsRecord::Nothing),
             kind => bail!(
                 "the record of the ids log is of kind {kind}, which this program does not know: run the newer program \
                  that wrote it"
@@ -320,7 +328,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_bytes_come_nothing_panics(head in 0u8..3, kind in 0u8..4, bytes in prop::collection::vec(any::<u8>(), 0..80)) {
+        fn whatever_bytes_come_nothing_panics(head in 0u8..3, kind in 0u8..5, bytes in prop::collection::vec(any::<u8>(), 0..80)) {
             let _ = IdsRecord::decode(&bytes);
             let _ = read_replays(&bytes);
             let _ = read_replays(&[&[REPLAYS_VERSION], bytes.as_slice()].concat());
@@ -356,6 +364,11 @@ mod tests {
             .collect();
         let record = IdsRecord::Commit(CommitRecord { input: 0, stream_time_ms: 0, ids }).encode();
         assert!(record.len() < 512 * 1024, "{}", record.len());
+    }
+
+    #[test]
+    fn nothing_reads_as_it_was_written() {
+        assert_eq!(IdsRecord::decode(&IdsRecord::Nothing.encode()).unwrap(), IdsRecord::Nothing);
     }
 
     #[test]

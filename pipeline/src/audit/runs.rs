@@ -44,7 +44,7 @@ impl Replays {
             }
             // A commit record at the position ends the rebuild.
             IdsRecord::Commit(_) => self.done.extend(self.begun.take()),
-            IdsRecord::Recomputed(_) => {}
+            IdsRecord::Recomputed(_) | IdsRecord::Nothing => {}
         }
     }
 

@@ -35,7 +35,9 @@ pub(crate) fn run(topology: &Path, arguments: &Arguments) -> Result<ExitCode> {
     let filter = EnvFilter::builder()
         .with_default_directive(tracing::Level::INFO.into())
         .from_env()
-        .context("read RUST_LOG")?;
+        .context("read RUST_LOG")?
+        // Readers of logs are closed before they are dropped, and their drop says that it could not close them again.
+        .add_directive("rdkafka::consumer::base_consumer=off".parse().context("name a directive")?);
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(stderr)

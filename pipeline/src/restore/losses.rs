@@ -54,6 +54,19 @@ impl Restore {
         ))
     }
 
+    /// The offset is committed with what the logs had then, and they do not have it: it was aborted since.
+    pub(super) fn taken_back(&self, setup: &Setup, state: i64, committed: i64) -> Trouble {
+        let topology = &setup.topology;
+        Trouble::Stop(anyhow!(
+            "{} [{}] is committed up to {committed}, and {} says {state}: what lies between was aborted after it had been \
+             committed, as a transaction that hangs is by hand. To emit it again: {}",
+            topology.input_topic(),
+            self.partition,
+            topology.ids_topic,
+            how_to_mend(topology, setup.stage),
+        ))
+    }
+
     /// Nothing that goes on by itself would be right.
     pub(super) fn lost_records(&self, setup: &Setup, what: &str) -> Trouble {
         let Topology { changelog_topic, ids_topic, state, .. } = &*setup.topology;

@@ -17,7 +17,7 @@ mod reading;
 mod rekeying;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
@@ -26,7 +26,7 @@ use crate::clients::{self, Logs};
 use crate::commit_record::Ends;
 use crate::store::{Positions, Reset, StateDirectory, Store};
 use crate::topology::Topology;
-use crate::transaction::Trouble;
+use crate::transaction::{MARKED_WITHIN, Trouble, Unmarked};
 pub(crate) use losses::how_to_mend;
 use offsets::{Committed, Question};
 use plan::{Plan, Start};
@@ -81,8 +81,12 @@ struct Course {
     store: Store,
     committed: Option<Committed>,
     targets: Ends,
+    /// Where the ids log begins.
+    ids_low: i64,
     /// The ids log begins behind what the store has of it.
     ids_begin_late: bool,
+    /// The logs were given a commit marker more.
+    is_marked: bool,
 }
 
 #[derive(Debug, Default)]
@@ -105,7 +109,11 @@ impl Waiting {
 
     /// Whether every transaction of when it began would be decided by now.
     fn is_long(&mut self, setup: &Setup) -> bool {
-        self.since.get_or_insert_with(Instant::now).elapsed() > clients::decided_within(&setup.topology)
+        self.lasts() > clients::decided_within(&setup.topology)
+    }
+
+    fn lasts(&mut self) -> Duration {
+        self.since.get_or_insert_with(Instant::now).elapsed()
     }
 }
 
@@ -118,6 +126,9 @@ pub enum Progress {
     Left(i64),
     /// A thread reads, or will; the step is to be tried again. So many records are left, at most.
     Reading(i64),
+    /// A transaction was committed, and these logs lack its marker: they are to be given
+    /// another, and the same step is to be tried again.
+    Unmarked(Unmarked),
     /// The store is where it should be.
     Done(Box<Restored>),
 }
@@ -152,6 +163,13 @@ pub struct Replay {
     pub whole_at: Option<i64>,
     /// Where the raw topic begins now.
     pub low: i64,
+}
+
+impl Course {
+    /// The offset is as this program has committed it.
+    fn is_ours(&self) -> bool {
+        self.committed.is_some_and(|committed| committed.ends.is_some())
+    }
 }
 
 impl Restore {
@@ -243,7 +261,9 @@ impl Restore {
                     Some(ends) => ends,
                     None => self.true_ends(setup)?,
                 };
-                self.go_on(Stage::Settle(Course { store, committed, targets, ids_begin_late: false }))
+                let course =
+                    Course { store, committed, targets, ids_low: 0, ids_begin_late: false, is_marked: false };
+                self.go_on(Stage::Settle(course))
             }
             Err(Trouble::Again(_)) => {
                 self.stage = Stage::Committed(store, question);
@@ -273,7 +293,9 @@ impl Restore {
         let topology = &setup.topology;
         let (changelog_low, changelog_stable) = watermarks(asker, &topology.changelog_topic, self.partition)?;
         let (ids_low, ids_stable) = watermarks(asker, &topology.ids_topic, self.partition)?;
-        if changelog_stable < targets.changelog || ids_stable < targets.ids {
+        let unmarked =
+            Unmarked { changelog: changelog_stable < targets.changelog, ids: ids_stable < targets.ids };
+        if unmarked.changelog || unmarked.ids {
             let ends = self.true_ends(setup)?;
             if ends.changelog < targets.changelog || ends.ids < targets.ids {
                 let what = format!("the committed offset belongs to {targets:?}, and they end at {ends:?}");
@@ -282,6 +304,14 @@ impl Restore {
             if self.waiting.is_long(setup) {
                 let stable = Ends { changelog: changelog_stable, ids: ids_stable };
                 return Err(self.hanging(setup, targets, stable));
+            }
+            // Whatever lay behind what is committed would be committed with it.
+            let is_last = !(unmarked.changelog && ends.changelog != targets.changelog
+                || unmarked.ids && ends.ids != targets.ids);
+            if is_last && course.is_ours() && !course.is_marked && self.waiting.lasts() > MARKED_WITHIN {
+                course.is_marked = true;
+                self.stage = Stage::Settle(course);
+                return Ok(Progress::Unmarked(unmarked));
             }
             return self.wait(setup, Stage::Settle(course), "a transaction is not decided");
         }
@@ -295,7 +325,7 @@ impl Restore {
             let what = format!("{} begins at offset {}", topology.changelog_topic, lows.changelog);
             return Err(self.lost_records(setup, &what));
         }
-        course.ids_begin_late = lows.ids > 0 && plan.from.ids == lows.ids;
+        (course.ids_low, course.ids_begin_late) = (lows.ids, lows.ids > 0 && plan.from.ids == lows.ids);
         if let Some(why) = plan.wipe {
             tracing::warn!(partition = self.partition, why, "wiping the store: the changelog restores it");
             course.store = course.store.wipe()?;
@@ -346,6 +376,7 @@ impl Restore {
         asker: &BaseConsumer<Logs>,
         course: Course,
     ) -> Result<Progress, Trouble> {
+        let is_last_kept = course.is_ours() && course.ids_low < course.targets.ids;
         let Course { store, committed, targets: ends, .. } = course;
         let at = store.positions();
         let state = at.map(|at| at.input).filter(|input| *input != Positions::NO_INPUT);
@@ -359,6 +390,9 @@ impl Restore {
         }
         let rebuilding = at.and_then(|at| at.rebuilding);
         let start = Start::judge(state, rebuilding, committed.map(|committed| committed.position));
+        if let (Start::Skip { state, committed }, true) = (start, is_last_kept) {
+            return Err(self.taken_back(setup, state, committed));
+        }
         let (position, replay) = self.position(setup, asker, start)?;
         tracing::info!(
             partition = self.partition,

@@ -24,6 +24,9 @@ const RECORDS_PER_LOOK: u64 = 256;
 /// Memory for one client's queue; several read side by side.
 const QUEUE_KIB: &str = "8192";
 
+/// A consumer that closes is asked so often whether it has.
+const CLOSE_POLL: Duration = Duration::from_millis(1);
+
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
@@ -158,6 +161,7 @@ impl Reader {
                         positions.rebuilding = Some(Reset { to: reset.to.min(to), ..reset });
                         None
                     }
+                    IdsRecord::Nothing => None,
                 };
                 if let Some(commit) = &commit {
                     positions.stream_time_ms = commit.stream_time_ms;
@@ -168,6 +172,17 @@ impl Reader {
                 }
                 positions.ids = next;
                 Ok(commit.map(|commit| commit.stream_time_ms))
+            }
+        }
+    }
+}
+
+impl Drop for Reader {
+    /// rust-rdkafka's own drop looks every 100 ms whether the consumer is closed.
+    fn drop(&mut self) {
+        if self.client.close_queue().is_ok() {
+            while !self.client.closed() {
+                drop(self.client.poll(CLOSE_POLL));
             }
         }
     }

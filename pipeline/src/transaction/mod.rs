@@ -14,7 +14,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
-use crate::commit_record::{Ends, IdsRecord};
+use crate::commit_record::{Ends, IdsRecord, NOTHING_KEY};
 use crate::crash::{self, Step};
 use crate::record::{Destination, Header, OutgoingRecord};
 use crate::stage::Stage;
@@ -35,8 +35,12 @@ const QUEUE_FULL_TIME_MAX: Duration = Duration::from_secs(60);
 /// A call that may be repeated is repeated for so long.
 const RETRY_TIME_MAX: Duration = Duration::from_secs(60);
 
+/// So long librdkafka is given to fence a predecessor before it is asked again, the first time and in the end.
+const FENCE_STEP_MIN: Duration = Duration::from_millis(20);
+const FENCE_STEP_MAX: Duration = Duration::from_millis(500);
+
 /// A coordinator that lives has written a commit's markers long before.
-const MARKED_WITHIN: Duration = Duration::from_secs(25);
+pub(crate) const MARKED_WITHIN: Duration = Duration::from_secs(25);
 
 /// So often a flush looks whether the coordinator is still there; a broker takes longer to restart.
 const FLUSH_STEP_MS: i32 = 100;
@@ -83,6 +87,15 @@ pub struct Moved {
     /// The state does not belong to that position yet. What is committed then
     /// names no ends: it is as the reset left it, and fences all the same.
     pub is_rebuilding: bool,
+}
+
+/// The logs of a partition that are committed and lack their transaction's marker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unmarked {
+    /// The changelog does.
+    pub changelog: bool,
+    /// The ids log does.
+    pub ids: bool,
 }
 
 /// What a commit brought.
@@ -151,14 +164,24 @@ impl Producer {
     /// Ends whatever a predecessor of the same transactional id left open, and
     /// fences it. `false`: not yet, ask again.
     ///
+    /// librdkafka tries again after half a second where it has no connection yet, or
+    /// where the coordinator still ends what the predecessor left; asked again, it
+    /// tries at once (`rd_kafka_txn_op_init_transactions`).
+    ///
     /// # Errors
     /// Where asking again cannot help.
     pub fn fence(&mut self, timeout: Duration) -> Result<bool, Trouble> {
-        let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
-        match self.client.init_transactions(timeout_ms) {
-            Ok(()) => Ok(true),
-            Err(failure) if failure.is_retriable => Ok(false),
-            Err(failure) => Err(self.judge("init the producer's transactions", &failure)),
+        let (started, mut step) = (Instant::now(), FENCE_STEP_MIN);
+        loop {
+            let timeout_ms = i32::try_from(step.as_millis()).unwrap_or(i32::MAX);
+            match self.client.init_transactions(timeout_ms) {
+                Ok(()) => return Ok(true),
+                Err(failure) if !failure.is_retriable => {
+                    return Err(self.judge("init the producer's transactions", &failure));
+                }
+                Err(_) if started.elapsed() >= timeout => return Ok(false),
+                Err(_) => step = (step * 2).min(FENCE_STEP_MAX),
+            }
         }
     }
 
@@ -179,6 +202,23 @@ impl Producer {
         }
         self.losses = losses;
         Ok(())
+    }
+
+    /// Gives logs of a partition a commit marker. It decides whatever this producer had left
+    /// undecided there (`ProducerStateManager.completeTxn` of Kafka), so that is to be known as committed.
+    ///
+    /// # Errors
+    /// Where the transaction for it is not committed.
+    pub fn mark(&mut self, partition: i32, Unmarked { changelog, ids }: Unmarked) -> Result<(), Trouble> {
+        let mut transaction = self.begin()?;
+        if changelog {
+            transaction.changelog(partition, NOTHING_KEY, None, 0)?;
+        }
+        if ids {
+            transaction.ids(partition, &IdsRecord::Nothing, 0)?;
+        }
+        transaction.flush()?;
+        transaction.end_well()
     }
 
     /// Opens a transaction. Nothing is sent by this.
@@ -303,11 +343,16 @@ impl Transaction<'_> {
         let start = Instant::now();
         self.send_offsets(moved, &ends, consumer)?;
         crash::at(Step::Commit);
+        self.end_well()?;
+        crash::at(Step::Apply);
+        Ok(Receipt { ends, slow: start.elapsed() > self.producer.end_time_max })
+    }
+
+    fn end_well(&mut self) -> Result<(), Trouble> {
         self.repeat("commit a transaction", Client::commit_transaction)?;
         self.open = false;
         self.producer.committed_at = Some(Instant::now());
-        crash::at(Step::Apply);
-        Ok(Receipt { ends, slow: start.elapsed() > self.producer.end_time_max })
+        Ok(())
     }
 
     /// Ends the transaction; nothing that was sent will be read.

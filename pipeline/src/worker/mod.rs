@@ -218,7 +218,7 @@ impl Worker {
                 self.publish();
             }
             if self.tasks.are_restoring() {
-                restores_wait = self.tasks.restore_step(&self.setup, consumer)?;
+                restores_wait = self.tasks.restore_step(&self.setup, consumer, producer)?;
                 self.publish();
             }
             if self.tasks.are_rebuilding() {

@@ -168,7 +168,7 @@ impl Tasks {
         Ok(())
     }
 
-    /// Takes one bounded step of every restore. `true`: there is nothing to do at once.
+    /// Takes one bounded step of every restore, with no transaction open. `true`: there is nothing to do at once.
     ///
     /// # Errors
     /// Where a restore cannot go on.
@@ -176,6 +176,7 @@ impl Tasks {
         &mut self,
         setup: &Arc<Setup>,
         consumer: &BaseConsumer<C>,
+        producer: &mut Producer,
     ) -> Result<bool, Trouble> {
         if self.restores.is_empty() {
             return Ok(true);
@@ -184,7 +185,7 @@ impl Tasks {
             Some(asker) => asker,
             None => restore::create(&clients::log_reader(&setup.topology))?,
         };
-        let all_wait = self.step_restores(setup, consumer, &asker);
+        let all_wait = self.step_restores(setup, (consumer, &asker), producer);
         // Where it could not be answered, it may be what is wrong.
         self.asker = all_wait.is_ok().then_some(asker);
         all_wait
@@ -193,8 +194,8 @@ impl Tasks {
     fn step_restores<C: ConsumerContext>(
         &mut self,
         setup: &Arc<Setup>,
-        consumer: &BaseConsumer<C>,
-        asker: &BaseConsumer<Logs>,
+        (consumer, asker): (&BaseConsumer<C>, &BaseConsumer<Logs>),
+        producer: &mut Producer,
     ) -> Result<bool, Trouble> {
         let mut all_wait = true;
         let mut readings = self.restores.iter().filter(|restore| restore.is_reading()).count();
@@ -207,6 +208,14 @@ impl Tasks {
             readings += usize::from(restore.is_reading());
             match progress {
                 Progress::Waiting => self.restores.push_back(restore),
+                Progress::Unmarked(unmarked) => {
+                    tracing::warn!(
+                        partition,
+                        "Kafka has committed a transaction and lost its markers: having it write them again"
+                    );
+                    producer.mark(partition, unmarked)?;
+                    self.restores.push_back(restore);
+                }
                 Progress::Reading(records) => {
                     self.lives.insert(partition, Life::Restoring(records));
                     self.restores.push_back(restore);

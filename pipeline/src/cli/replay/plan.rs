@@ -245,7 +245,7 @@ impl<'t> Kafka<'t> {
                     IdsRecord::Rebuilding(rebuilding) => {
                         standing = Some(Standing::Rebuilding { from: rebuilding.from, to: rebuilding.to });
                     }
-                    IdsRecord::Recomputed(_) => {}
+                    IdsRecord::Recomputed(_) | IdsRecord::Nothing => {}
                 }
                 Ok(())
             })?;
