@@ -24,6 +24,9 @@ pub(crate) const KINDS: [(i16, &str); 7] = [
     (12, "Heartbeat"),
 ];
 
+/// The request for what brokers and topics there are.
+const METADATA: i16 = 3;
+
 /// No frame of ours is longer: the broker refuses those.
 const FRAME_BYTES_MAX: usize = 104_857_600;
 /// A throttled frame passes in pieces.
@@ -48,6 +51,9 @@ pub(crate) struct Controls {
     trap: Mutex<Trap>,
     trap_changed: Condvar,
     dropped: AtomicU64,
+    /// How many answers yet are to name no broker.
+    without_brokers: AtomicI64,
+    emptied: AtomicU64,
     held_up: AtomicU64,
     connections: Mutex<Vec<[TcpStream; 2]>>,
 }
@@ -153,6 +159,17 @@ impl Controls {
         self.dropped.load(Ordering::SeqCst)
     }
 
+    /// From the next answers about the cluster so many name no broker, as one of a broker that has
+    /// just started may.
+    pub(crate) fn name_no_brokers(&self, times: i64) {
+        self.without_brokers.store(times, Ordering::SeqCst);
+    }
+
+    /// How many answers named no broker so far.
+    pub(crate) fn emptied(&self) -> u64 {
+        self.emptied.load(Ordering::SeqCst)
+    }
+
     /// How many frames, or pieces of throttled ones, had to wait so far.
     pub(crate) fn held_up(&self) -> u64 {
         self.held_up.load(Ordering::SeqCst)
@@ -191,7 +208,12 @@ impl Controls {
     }
 
     /// What becomes of a reply to a request of this kind.
-    fn fate(&self, kind: i16) -> Fate {
+    fn fate(&self, kind: i16, frame: &[u8]) -> Fate {
+        if kind == METADATA && take_one(&self.without_brokers) {
+            let Some(changed) = without_brokers(frame) else { return Fate::Passes };
+            self.emptied.fetch_add(1, Ordering::SeqCst);
+            return Fate::Becomes(changed);
+        }
         if !self.takes(kind) {
             return Fate::Passes;
         }
@@ -203,10 +225,12 @@ impl Controls {
         if self.kind.load(Ordering::SeqCst) != i64::from(kind) {
             return false;
         }
-        let takes =
-            self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| (left > 0).then(|| left - 1));
-        takes.is_ok()
+        take_one(&self.left)
     }
+}
+
+fn take_one(left: &AtomicI64) -> bool {
+    left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| (left > 0).then(|| left - 1)).is_ok()
 }
 
 /// Listens on one port for as long as the process lives, and hands all to a node's.
@@ -249,7 +273,7 @@ fn connect(node: usize, client: TcpStream, broker: TcpStream, controls: &Arc<Con
         let passes = |frame: &[u8]| {
             let Some(kind) = answered(frame, &asked) else { return Fate::Passes };
             replies.fall_into_trap(node, kind, Moment::Answered);
-            replies.fate(kind)
+            replies.fate(kind, frame)
         };
         forward(broker, client, &replies, passes);
     });
@@ -257,9 +281,10 @@ fn connect(node: usize, client: TcpStream, broker: TcpStream, controls: &Arc<Con
 }
 
 /// What becomes of a frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 enum Fate {
     Passes,
+    Becomes(Vec<u8>),
     IsDropped,
     /// And the connection with it.
     Cuts,
@@ -269,14 +294,14 @@ enum Fate {
 fn forward(mut from: TcpStream, mut to: TcpStream, controls: &Controls, passes: impl Fn(&[u8]) -> Fate) {
     while let Some(frame) = read(&mut from) {
         controls.hold_up();
-        match passes(&frame) {
-            Fate::Passes => {
-                if controls.write(&frame, &mut to).is_err() {
-                    break;
-                }
-            }
-            Fate::IsDropped => {}
+        let frame = match passes(&frame) {
+            Fate::Passes => frame,
+            Fate::Becomes(changed) => changed,
+            Fate::IsDropped => continue,
             Fate::Cuts => break,
+        };
+        if controls.write(&frame, &mut to).is_err() {
+            break;
         }
     }
     // The other thread ends with it.
@@ -314,6 +339,45 @@ fn answered(frame: &[u8], asked: &Asked) -> Option<i16> {
     asked.lock().unwrap_or_else(PoisonError::into_inner).remove(&id)
 }
 
+/// A `MetadataResponse` of version 9 or later whose list of brokers is empty; `None` where it is not one.
+fn without_brokers(frame: &[u8]) -> Option<Vec<u8>> {
+    // Its length, the reply's number and its tags; a throttle time.
+    const BROKERS_AT: usize = 4 + 4 + 1 + 4;
+    let (head, mut rest) = frame.split_at_checked(BROKERS_AT)?;
+    // Of lists and texts the count comes first, one more than there are; 0 is null.
+    for _ in 1..varint(&mut rest)? {
+        skip(&mut rest, 4)?; // node
+        let host = varint(&mut rest)?.saturating_sub(1);
+        skip(&mut rest, host)?;
+        skip(&mut rest, 4)?; // port
+        let rack = varint(&mut rest)?.saturating_sub(1);
+        skip(&mut rest, rack)?;
+        skip(&mut rest, 1)?; // no tags
+    }
+    let mut changed = [head, &[1], rest].concat();
+    let length = u32::try_from(changed.len() - 4).ok()?.to_be_bytes();
+    changed.get_mut(..4)?.copy_from_slice(&length);
+    Some(changed)
+}
+
+fn varint(rest: &mut &[u8]) -> Option<usize> {
+    let mut number = 0;
+    for shift in (0..28).step_by(7) {
+        let (byte, after) = rest.split_first()?;
+        *rest = after;
+        number |= usize::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some(number);
+        }
+    }
+    None
+}
+
+fn skip(rest: &mut &[u8], bytes: usize) -> Option<()> {
+    *rest = rest.split_at_checked(bytes)?.1;
+    Some(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -334,10 +398,29 @@ mod tests {
         for (id, kind) in [(1, 26), (2, 0), (3, 26), (4, 26)] {
             assert_eq!(note(&request(kind, id), &asked), Some(kind));
         }
-        let fate = |id| controls.fate(answered(&reply(id), &asked).unwrap());
+        let fate = |id| controls.fate(answered(&reply(id), &asked).unwrap(), &reply(id));
         let fates: Vec<Fate> = (1..=4).map(fate).collect();
         assert_eq!(fates, [Fate::IsDropped, Fate::Passes, Fate::IsDropped, Fate::Passes]);
         assert_eq!((controls.dropped(), controls.drop_no_more()), (2, 0));
+    }
+
+    #[test]
+    fn an_answer_about_the_cluster_names_no_broker_where_it_is_not_to() {
+        let broker = |host: &[u8]| {
+            let length = [host.len() as u8 + 1];
+            [&[0, 0, 0, 1][..], &length, host, &[0, 0, 35, 132], &[2, b'r'], &[0]].concat()
+        };
+        let answer = |brokers: &[u8]| {
+            let body = [&7i32.to_be_bytes()[..], &[0], &[0; 4], brokers, b"topics"].concat();
+            [&(body.len() as i32).to_be_bytes()[..], &body].concat()
+        };
+        let whole = answer(&[&[3][..], &broker(b"one"), &broker(b"another")].concat());
+        let controls = Controls::default();
+        controls.name_no_brokers(1);
+        assert_eq!(controls.fate(METADATA, &whole), Fate::Becomes(answer(&[1])));
+        assert_eq!(controls.fate(METADATA, &whole), Fate::Passes);
+        assert_eq!(controls.emptied(), 1);
+        assert_eq!(without_brokers(&whole[..30]), None);
     }
 
     #[test]

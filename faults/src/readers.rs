@@ -9,9 +9,11 @@ use anyhow::{Context, Result};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use ticket_pipeline::asker::Sight;
 use ticket_pipeline::clients;
 use ticket_pipeline::topology::Topology;
+use ticket_pipeline::transaction::knows_a_broker;
 
 use crate::model::{Found, digest_of};
 use crate::outcome::Outcome;
@@ -27,9 +29,16 @@ const POLL: Duration = Duration::from_millis(100);
 pub(crate) struct Seen {
     records: Found,
     complaints: Vec<String>,
+    /// How often the client had lost sight of its cluster, and another took its place.
+    renewed: u64,
 }
 
 impl Seen {
+    fn judge(&self, outcome: &mut Outcome) {
+        outcome.wrong.extend(self.complaints.iter().cloned());
+        outcome.fired("reader of the suite that had lost sight of its cluster made anew", self.renewed);
+    }
+
     /// Whether it has come to the end of what is there.
     fn reaches(&self, found: &Found) -> bool {
         let last = |all: &Found, place| all.get(place).and_then(|records| records.last()).map(|last| last.0);
@@ -48,20 +57,18 @@ pub(crate) fn follow(
     config.set("isolation.level", isolation);
     config.set("group.id", "ticket-faults-reader");
     config.set("queued.max.messages.kbytes", "16384");
-    let reader: BaseConsumer = config.create().context("make a reader")?;
-    let mut list = TopicPartitionList::new();
-    for topic in topology.output_topics() {
-        for partition in 0..partitions {
-            list.add_partition_offset(topic, partition, Offset::Offset(0))?;
-        }
-    }
-    reader.assign(&list)?;
-    drop(list);
+    let mut reader = begin(&config, topology, partitions, &Found::default())?;
+    let mut sight = Sight::default();
     let silence_max =
         |seen: &Seen| found.get().map(|found| if seen.reaches(found) { SILENCE } else { SILENCE_MAX });
     let mut seen = Seen::default();
     let mut heard = Instant::now();
     while silence_max(&seen).is_none_or(|silence_max| heard.elapsed() < silence_max) {
+        if sight.is_lost(knows_a_broker(&reader), Instant::now()) {
+            reader = begin(&config, topology, partitions, &seen.records)?;
+            (sight, heard) = (Sight::default(), Instant::now());
+            seen.renewed += 1;
+        }
         match reader.poll(POLL) {
             Some(Ok(record)) => {
                 heard = Instant::now();
@@ -82,9 +89,24 @@ pub(crate) fn follow(
     Ok(seen)
 }
 
+/// A client that reads all outputs from behind what was seen of them.
+fn begin(config: &ClientConfig, topology: &Topology, partitions: i32, seen: &Found) -> Result<BaseConsumer> {
+    let reader: BaseConsumer = config.create().context("make a reader")?;
+    let mut list = TopicPartitionList::new();
+    for topic in topology.output_topics() {
+        for partition in 0..partitions {
+            let last = seen.get(&(topic.to_owned(), partition)).and_then(|records| records.last());
+            let next = last.map_or(0, |(offset, _)| offset + 1);
+            list.add_partition_offset(topic, partition, Offset::Offset(next))?;
+        }
+    }
+    reader.assign(&list)?;
+    Ok(reader)
+}
+
 /// A reader of committed records saw exactly what is there in the end, in that order.
 pub(crate) fn judge_committed(seen: &Seen, found: &Found, outcome: &mut Outcome) {
-    outcome.wrong.extend(seen.complaints.iter().cloned());
+    seen.judge(outcome);
     for (place, records) in found {
         let own = seen.records.get(place).map(Vec::as_slice).unwrap_or_default();
         let differs = records.iter().zip(own).position(|(one, other)| one != other);
@@ -106,7 +128,7 @@ pub(crate) fn judge_committed(seen: &Seen, found: &Found, outcome: &mut Outcome)
 
 /// A reader of everything saw each committed record, and those of aborted transactions besides.
 pub(crate) fn judge_uncommitted(seen: &Seen, found: &Found, outcome: &mut Outcome) {
-    outcome.wrong.extend(seen.complaints.iter().cloned());
+    seen.judge(outcome);
     for (place, own) in &seen.records {
         let committed = found.get(place).map(Vec::as_slice).unwrap_or_default();
         let all: HashMap<i64, _> = own.iter().copied().collect();

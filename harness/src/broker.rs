@@ -10,6 +10,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
+use ticket_pipeline::asker::Asker;
 use ticket_pipeline::clients;
 use ticket_pipeline::topology::Topology;
 
@@ -111,7 +112,7 @@ impl Topics {
 
 /// Looks at what a group has committed.
 pub struct Watch {
-    observer: BaseConsumer,
+    observer: Asker,
     topic: String,
     partitions: i32,
 }
@@ -122,7 +123,7 @@ impl Watch {
     /// # Errors
     /// Where a client cannot be made.
     pub fn of(topology: &Topology, partitions: i32) -> Result<Watch> {
-        let observer = clients::observer(topology).create().context("make a client")?;
+        let observer = Asker::new(clients::observer(topology))?;
         Ok(Watch { observer, topic: topology.source.topic.clone(), partitions })
     }
 
@@ -139,7 +140,7 @@ impl Watch {
         }
         let began = Instant::now();
         let committed = loop {
-            match self.observer.committed_offsets(list.clone(), ANSWER_TIMEOUT) {
+            match self.observer.client().committed_offsets(list.clone(), ANSWER_TIMEOUT) {
                 Ok(committed) => break committed,
                 // A fresh broker makes the topic of all groups' offsets when it is first asked for.
                 Err(_) if began.elapsed() < ANSWER_TIMEOUT => std::thread::sleep(Duration::from_millis(20)),
@@ -164,7 +165,7 @@ impl Watch {
     /// Where each of the source's partitions ends.
     pub fn ends(&self) -> Result<Vec<u64>> {
         let end = |partition| {
-            let (_, end) = self.observer.fetch_watermarks(&self.topic, partition, ANSWER_TIMEOUT)?;
+            let (_, end) = self.observer.client().fetch_watermarks(&self.topic, partition, ANSWER_TIMEOUT)?;
             Ok(u64::try_from(end).unwrap_or(0))
         };
         (0..self.partitions).map(end).collect()

@@ -107,6 +107,8 @@ pub mod restore;
 
 pub mod transaction;
 
+pub mod asker;
+
 pub mod rebuild;
 
 pub mod crash;

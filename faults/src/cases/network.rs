@@ -10,7 +10,7 @@ use crate::outcome::Outcome;
 use crate::proxy::{Controls, KINDS};
 use crate::scene::{Scene, Settings, World};
 
-const TIMES: u64 = 40;
+const TIMES: u64 = 45;
 const PROGRESS_WITHIN: Duration = Duration::from_secs(150);
 /// A request of the kind has been made by then, if one is made at all.
 const FIRES_WITHIN: Duration = Duration::from_secs(5);
@@ -23,11 +23,12 @@ pub(crate) fn run(world: &World<'_>, seed: u64, outcome: &mut Outcome) -> Result
     let scene = Scene::new(world, "network", &settings)?;
     let times = world.times.unwrap_or(TIMES);
     over_and_over(scene, outcome, &mut random, times, |_, outcome, random, time| {
-        match time % 8 {
+        match time % 9 {
             0..4 => lose_replies(&controls, outcome, KINDS.first().copied(), random.once_in(4)),
             4 | 5 => lose_some_reply(&controls, outcome, random),
             6 => outcome.fired("connection cut", controls.cut()),
-            _ => hold_up(&controls, outcome, random, time / 8),
+            7 => hold_up(&controls, outcome, random, time / 9),
+            _ => lose_brokers(&controls, outcome, random),
         }
         Ok(())
     })
@@ -69,6 +70,21 @@ fn lose_replies(controls: &Controls, outcome: &mut Outcome, kind: Option<(i16, &
     controls.drop_no_more();
     let how = if stays_open { "lost, half-open" } else { "lost" };
     outcome.fired(&format!("{name}'s reply {how}"), controls.dropped() - before);
+}
+
+/// Clients that connect again are told of a cluster without brokers, which librdkafka does not
+/// come back from by itself.
+fn lose_brokers(controls: &Controls, outcome: &mut Outcome, random: &mut Random) {
+    let before = controls.emptied();
+    controls.name_no_brokers(1 + random.below(8) as i64);
+    controls.cut();
+    let began = std::time::Instant::now();
+    while controls.emptied() == before && began.elapsed() < FIRES_WITHIN {
+        std::thread::sleep(LOOK);
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    controls.name_no_brokers(0);
+    outcome.fired("cluster without brokers told", controls.emptied() - before);
 }
 
 /// Slow, late, or not at all, in turn.

@@ -9,12 +9,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use anyhow::{Result, bail};
+use rdkafka::consumer::Consumer;
+use rdkafka::{Offset, TopicPartitionList};
 
 use super::Every;
-use crate::clients::{self, Logs};
+use crate::asker::Asker;
+use crate::clients;
 use crate::restore::how_to_mend;
 use crate::stage::Stage;
 use crate::topology::Topology;
@@ -29,9 +30,9 @@ type ByPartition<T> = HashMap<(String, i32), T>;
 pub(super) struct Hanging {
     topology: Arc<Topology>,
     /// It is told the true ends.
-    observer: BaseConsumer<Logs>,
+    observer: Asker,
     /// It is told the last stable offsets.
-    reader: BaseConsumer<Logs>,
+    reader: Asker,
     written: TopicPartitionList,
     /// From where on partitions are not decided, and since when from there on.
     undecided: ByPartition<(i64, Instant)>,
@@ -54,11 +55,10 @@ impl Hanging {
                 written.add_partition_offset(topic, partition, Offset::End)?;
             }
         }
-        let connect = |config: ClientConfig| config.create_with_context(Logs).context("create a client");
         Ok(Hanging {
             topology: Arc::clone(topology),
-            observer: connect(clients::observer(topology))?,
-            reader: connect(clients::log_reader(topology))?,
+            observer: Asker::new(clients::observer(topology))?,
+            reader: Asker::new(clients::log_reader(topology))?,
             written,
             undecided: HashMap::new(),
             commits: 0,
@@ -122,10 +122,9 @@ impl Hanging {
 
     /// Where each partition ends for a client, whose isolation level says up to where it is told; `None`
     /// where Kafka does not answer in time, for one of them or all.
-    fn ends(&self, client: &BaseConsumer<Logs>) -> Option<ByPartition<i64>> {
-        clients::hear(client);
+    fn ends(&self, client: &Asker) -> Option<ByPartition<i64>> {
         // A time of -1 asks for the end (Kafka's `ListOffsetsRequest.json`), of all partitions at once.
-        let answer = client.offsets_for_times(self.written.clone(), ANSWER_TIMEOUT).ok()?;
+        let answer = client.client().offsets_for_times(self.written.clone(), ANSWER_TIMEOUT).ok()?;
         let found = answer.elements().into_iter().filter_map(|found| match found.offset() {
             Offset::Offset(end) if found.error().is_ok() => {
                 Some(((found.topic().to_owned(), found.partition()), end))

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::admin::{AdminOptions, ResourceSpecifier};
+use rdkafka::consumer::Consumer;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Runtime;
 
 use super::Every;
-use crate::clients::{self, Logs};
+use crate::asker::Asker;
+use crate::clients;
 use crate::topology::Topology;
 use crate::worker::Status;
 
@@ -27,8 +27,7 @@ const DELETE_RETENTION_MS: i64 = 86_400_000;
 pub(super) struct Housekeeping {
     topology: Arc<Topology>,
     partitions: i32,
-    admin: AdminClient<DefaultClientContext>,
-    observer: BaseConsumer<Logs>,
+    observer: Asker,
     runtime: Runtime,
     /// Where each partition of the ids log was cut.
     cut_at: HashMap<i32, i64>,
@@ -45,8 +44,7 @@ impl Housekeeping {
         Ok(Housekeeping {
             topology: Arc::clone(topology),
             partitions,
-            admin: clients::admin(&topology.kafka)?,
-            observer: clients::observer(topology).create_with_context(Logs).context("create a client")?,
+            observer: Asker::new(clients::observer(topology))?,
             runtime: tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
@@ -64,9 +62,10 @@ impl Housekeeping {
     pub(super) fn delete_retention_ms(&self) -> Result<i64> {
         let topic = &self.topology.changelog_topic;
         let options = AdminOptions::new().request_timeout(Some(ANSWER_TIMEOUT));
+        let admin = clients::admin(&self.topology.kafka)?;
         let resources = self
             .runtime
-            .block_on(self.admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options))
+            .block_on(admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options))
             .with_context(|| format!("ask for the settings of {topic}"))?;
         let value = resources
             .iter()
@@ -113,9 +112,10 @@ impl Housekeeping {
             offsets.add_partition_offset(topic, *partition, Offset::Offset(*offset))?;
         }
         let options = AdminOptions::new().request_timeout(Some(ANSWER_TIMEOUT));
+        let admin = clients::admin(&self.topology.kafka)?;
         let outcome = self
             .runtime
-            .block_on(self.admin.delete_records(&offsets, &options))
+            .block_on(admin.delete_records(&offsets, &options))
             .with_context(|| format!("delete records of {topic}"))?;
         for partition in outcome.elements() {
             partition
@@ -128,10 +128,11 @@ impl Housekeeping {
     }
 
     fn look_at_raw_topic(&self) -> Result<()> {
-        clients::hear(&self.observer);
         let topic = &self.topology.source.topic;
         // A broker that does not answer is the workers' to wait for.
-        let Ok(metadata) = self.observer.fetch_metadata(Some(topic), ANSWER_TIMEOUT) else { return Ok(()) };
+        let Ok(metadata) = self.observer.client().fetch_metadata(Some(topic), ANSWER_TIMEOUT) else {
+            return Ok(());
+        };
         let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return Ok(()) };
         let partitions = found.partitions().len();
         if partitions == 0 {

@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use anyhow::Result;
+use rdkafka::consumer::Consumer;
 
 use super::Every;
 use super::tail::end_of_records;
-use crate::clients::{self, Logs};
+use crate::asker::Asker;
+use crate::clients;
 use crate::health::Health;
 use crate::store::StateDirectory;
 use crate::topology::Topology;
@@ -23,7 +24,7 @@ pub(super) struct Observing {
     topology: Arc<Topology>,
     state: Arc<StateDirectory>,
     health: Arc<Health>,
-    observer: BaseConsumer<Logs>,
+    observer: Asker,
     tails: HashMap<Place, Tail>,
     look: Every,
 }
@@ -49,7 +50,7 @@ impl Observing {
             topology: Arc::clone(topology),
             state: Arc::clone(state),
             health: Arc::clone(health),
-            observer: clients::observer(topology).create_with_context(Logs).context("create a client")?,
+            observer: Asker::new(clients::observer(topology))?,
             tails: HashMap::new(),
             look: Every::new(LOOK),
         })
@@ -60,7 +61,7 @@ impl Observing {
         if !self.look.is_due() {
             return;
         }
-        clients::hear(&self.observer);
+        let observer = self.observer.client();
         self.health.note_memory(self.state.memory());
         let mut ends = Vec::new();
         let topology = Arc::clone(&self.topology);
@@ -69,8 +70,7 @@ impl Observing {
             for task in &status.tasks {
                 let Some(position) = task.position else { continue };
                 // A broker that does not answer is the workers' to wait for; what was known ages meanwhile.
-                let Ok((_, end)) = self.observer.fetch_watermarks(topic, task.partition, ANSWER_TIMEOUT)
-                else {
+                let Ok((_, end)) = observer.fetch_watermarks(topic, task.partition, ANSWER_TIMEOUT) else {
                     return;
                 };
                 let place = status.place(task);

@@ -10,11 +10,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use anyhow::Result;
+use rdkafka::consumer::Consumer;
 
 use super::Every;
-use crate::clients::{self, Logs};
+use crate::asker::Asker;
+use crate::clients;
 use crate::restore::Setup;
 use crate::stage::Stage;
 
@@ -29,7 +30,7 @@ pub(super) struct Owners {
     stage: Stage,
     group: String,
     topic: String,
-    observer: BaseConsumer<Logs>,
+    observer: Asker,
     partitions: i32,
     /// What had no owner at the last look.
     ownerless: BTreeSet<i32>,
@@ -47,7 +48,7 @@ impl Owners {
             stage: *stage,
             group: stage.group(topology),
             topic: stage.topic(topology).to_owned(),
-            observer: clients::observer(topology).create_with_context(Logs).context("create a client")?,
+            observer: Asker::new(clients::observer(topology))?,
             partitions: setup.partitions,
             ownerless: BTreeSet::new(),
             look: Every::new(LOOK),
@@ -59,7 +60,6 @@ impl Owners {
         if !self.look.is_due() {
             return None;
         }
-        clients::hear(&self.observer);
         // A broker that does not answer is the workers' to wait for.
         let now = self.ownerless().unwrap_or_default();
         let are_left = now.intersection(&self.ownerless).next().is_some();
@@ -72,7 +72,7 @@ impl Owners {
 
     /// What no member of a stable group is assigned; `None` where the group is not stable, or not known.
     fn ownerless(&self) -> Option<BTreeSet<i32>> {
-        let list = self.observer.fetch_group_list(Some(&self.group), ANSWER_TIMEOUT).ok()?;
+        let list = self.observer.client().fetch_group_list(Some(&self.group), ANSWER_TIMEOUT).ok()?;
         let group = list.groups().iter().find(|group| group.name() == self.group)?;
         if group.state() != STABLE || group.members().is_empty() {
             return None;

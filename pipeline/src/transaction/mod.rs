@@ -23,7 +23,7 @@ use deliveries::{Deliveries, Report};
 use native::{Client, Failure, Membership, Outgoing, OutgoingHeaders};
 use trouble::{is_forgotten, is_permanent, remedy};
 
-pub use native::{has_joined, read_headers};
+pub use native::{has_joined, knows_a_broker, read_headers};
 pub use trouble::Trouble;
 
 /// librdkafka's default.
@@ -183,6 +183,12 @@ impl Producer {
                 Err(_) => step = (step * 2).min(FENCE_STEP_MAX),
             }
         }
+    }
+
+    /// Whether the client knows of any broker, connected or not.
+    #[must_use]
+    pub fn knows_a_broker(&self) -> bool {
+        self.client.knows_a_broker()
     }
 
     /// Looks whether the last commit may have lost its markers. Its coordinator

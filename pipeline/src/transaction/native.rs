@@ -122,6 +122,10 @@ impl Client {
         self.native.fatal_error().map(|(_, why)| why)
     }
 
+    pub(super) fn knows_a_broker(&self) -> bool {
+        learned_brokers(self.ptr()) > 0
+    }
+
     pub(super) fn topic_name(&self, topic: usize) -> String {
         self.topics.get(topic).map_or_else(String::new, Topic::name)
     }
@@ -405,6 +409,21 @@ impl Membership {
 /// Whether a consumer is a member of its group.
 pub fn has_joined<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> bool {
     Membership::of(consumer).has_joined()
+}
+
+/// Whether a client knows of any broker, connected or not.
+pub fn knows_a_broker<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> bool {
+    learned_brokers(consumer.client().native_ptr()) > 0
+}
+
+fn learned_brokers(native: *mut c::rd_kafka_t) -> usize {
+    let mut count = 0;
+    // SAFETY: the client outlives the call; what is returned is ours to free, and is not used.
+    unsafe {
+        let ids = c::rd_kafka_brokers_learned_ids(native, &raw mut count);
+        c::rd_kafka_mem_free(native, ids.cast());
+    }
+    count
 }
 
 impl Drop for Membership {

@@ -22,12 +22,13 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
+use crate::asker::Sight;
 use crate::clients::{self, Member};
 use crate::record::Outbox;
 use crate::restore::Setup;
 use crate::stage::Stage;
 use crate::telemetry::{Instruments, Traces};
-use crate::transaction::{Producer, Trouble};
+use crate::transaction::{Producer, Trouble, knows_a_broker};
 use assignment::Assignment;
 use batch::Batch;
 pub use counts::{Counts, OfType};
@@ -160,7 +161,9 @@ impl Worker {
             self.setup.partitions,
         )?;
         // Before the group knows us, what a predecessor left open is ended.
+        let mut sight = Sight::default();
         while !producer.fence(FENCE_TIMEOUT)? {
+            look_for_brokers(&mut sight, producer.knows_a_broker())?;
             self.published.turn();
             if self.is_stopping() {
                 return Ok(());
@@ -203,9 +206,12 @@ impl Worker {
         let mut troubles = 0;
         let mut restores_wait = false;
         let mut membership = Membership::default();
+        let (mut consumers_sight, mut producers_sight) = (Sight::default(), Sight::default());
         loop {
             self.published.turn();
             producer.check_coordinator()?;
+            look_for_brokers(&mut producers_sight, producer.knows_a_broker())?;
+            look_for_brokers(&mut consumers_sight, knows_a_broker(consumer))?;
             // What was polled is committed; what was not is the next run's.
             if self.is_stopping() && batch.records.is_empty() {
                 return Ok(());
@@ -281,6 +287,14 @@ impl Worker {
         self.status.rebuilt_records = self.tasks.rebuilt_records();
         self.published.publish(self.status.clone());
     }
+}
+
+/// A client that has lost sight of its cluster would stand still for ever.
+fn look_for_brokers(sight: &mut Sight, knows_a_broker: bool) -> Result<(), Trouble> {
+    if sight.is_lost(knows_a_broker, Instant::now()) {
+        return Err(Trouble::Rebuild("a client knows no broker any more".into()));
+    }
+    Ok(())
 }
 
 fn backoff(troubles: u32) -> Duration {
