@@ -22,7 +22,8 @@ pub(crate) fn run(world: &World<'_>, seed: u64, outcome: &mut Outcome) -> Result
     let settings = Settings { commit_interval_ms: 20, brokers: Some(brokers), ..Settings::default() };
     let scene = Scene::new(world, "network", &settings)?;
     let times = world.times.unwrap_or(TIMES);
-    over_and_over(scene, outcome, &mut random, times, |_, outcome, random, time| {
+    let mut renewed = 0;
+    over_and_over(scene, outcome, &mut random, times, |scene, outcome, random, time| {
         match time % 9 {
             0..4 => lose_replies(&controls, outcome, KINDS.first().copied(), random.once_in(4)),
             4 | 5 => lose_some_reply(&controls, outcome, random),
@@ -30,6 +31,9 @@ pub(crate) fn run(world: &World<'_>, seed: u64, outcome: &mut Outcome) -> Result
             7 => hold_up(&controls, outcome, random, time / 9),
             _ => lose_brokers(&controls, outcome, random),
         }
+        let so_far = scene.logged("a").matches("knows no broker any more").count() as u64;
+        outcome.fired("client that had lost sight of its cluster made anew", so_far - renewed);
+        renewed = so_far;
         Ok(())
     })
 }
@@ -76,7 +80,7 @@ fn lose_replies(controls: &Controls, outcome: &mut Outcome, kind: Option<(i16, &
 /// come back from by itself.
 fn lose_brokers(controls: &Controls, outcome: &mut Outcome, random: &mut Random) {
     let before = controls.emptied();
-    controls.name_no_brokers(1 + random.below(8) as i64);
+    controls.name_no_brokers(1 + random.below(24) as i64);
     controls.cut();
     let began = std::time::Instant::now();
     while controls.emptied() == before && began.elapsed() < FIRES_WITHIN {
