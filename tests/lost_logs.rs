@@ -2,6 +2,8 @@
 //! refused, again and again, or goes on as it says. Nothing is derived from half
 //! a state.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
@@ -304,19 +306,42 @@ fn a_hanging_transaction_ends_the_run_in_plain_words_and_what_they_advise_mends_
     assert_told_and_mended("hanging", "-ids [0] is committed up to", hang_in_the_ids_log);
 }
 
-/// As a broker leaves it that has lost a transaction's markers in both logs, and knows its
-/// producer: a transaction that read one record, and had nothing to emit.
-fn commit_without_markers(pipeline: &Pipeline, stream_time_ms: i64) {
+/// As a broker leaves it that has lost a transaction's markers in both logs, and in an output
+/// if there is one, and knows its producer: a transaction that has read one record.
+fn commit_without_markers(pipeline: &Pipeline, stream_time_ms: i64, output: Option<&str>) {
     let commit = CommitRecord { input: pipeline.end_of(0), stream_time_ms, ids: Vec::new() };
-    let verify = "transaction.partition.verification.enable";
-    let broker = ["configs", "--alter", "--entity-type", "brokers", "--entity-name", "1"];
-    broker::tool(&[&broker[..], &["--add-config", &format!("{verify}=false")]].concat());
+    let _unverified = Unverified::begin();
     let mut producer = wire::Producer::of(&format!("{}-a-0", pipeline.group()));
     let [changelog, ids] = pipeline.logs();
     producer.write(changelog, 0, Some(NOTHING_KEY), None);
     producer.write(ids, 0, None, Some(&IdsRecord::Commit(commit).encode()));
-    broker::tool(&[&broker[..], &["--delete-config", verify]].concat());
+    output.iter().for_each(|output| producer.write(output, 0, None, Some(b"undecided")));
     commit_end_of_all(pipeline);
+}
+
+/// As long as it lives the broker asks no coordinator whether a transaction was begun. One at a time.
+struct Unverified(#[expect(dead_code, reason = "it is held")] MutexGuard<'static, ()>);
+
+impl Unverified {
+    const SETTING: &str = "transaction.partition.verification.enable";
+
+    fn begin() -> Unverified {
+        static ONE: Mutex<()> = Mutex::new(());
+        let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        Unverified::alter(&["--add-config", &format!("{}=false", Unverified::SETTING)]);
+        Unverified(one)
+    }
+
+    fn alter(how: &[&str]) {
+        let broker = ["configs", "--alter", "--entity-type", "brokers", "--entity-name", "1"];
+        broker::tool(&[&broker, how].concat());
+    }
+}
+
+impl Drop for Unverified {
+    fn drop(&mut self) {
+        Unverified::alter(&["--delete-config", Unverified::SETTING]);
+    }
 }
 
 #[test]
@@ -325,7 +350,7 @@ fn a_commit_that_kafka_has_lost_the_markers_of_is_given_others() {
     let duplicate = opened(&uids[0]);
     let stream_time_ms = duplicate.timestamp_ms;
     pipeline.append([duplicate]);
-    commit_without_markers(&pipeline, stream_time_ms);
+    commit_without_markers(&pipeline, stream_time_ms, None);
     pipeline.append(uids.iter().map(|uid| moved(uid, "waiting")));
     let log = pipeline.run_until_caught_up();
     assert_eq!(log.0.matches("lost its markers").count(), 1, "{}", log.0);
@@ -337,14 +362,31 @@ fn a_commit_that_kafka_has_lost_the_markers_of_is_given_others() {
     pipeline.assert_emitted_as_expected();
 }
 
+/// The next transaction would decide the output, and might be aborted.
+#[test]
+fn a_commit_that_kafka_has_lost_the_markers_of_in_an_output_too_is_given_none() {
+    let (pipeline, uids) = emitted("unmarked-output");
+    shorten_transactions(&pipeline);
+    let moved = moved(&uids[0], "waiting");
+    let stream_time_ms = moved.timestamp_ms;
+    pipeline.append([moved]);
+    let output = pipeline.topic("ticket.status.changed");
+    commit_without_markers(&pipeline, stream_time_ms, Some(&output));
+    let said = refused(&pipeline, "an output hangs too");
+    assert!(said.contains("-ids [0] is committed up to") && !said.contains("lost its markers"), "{said}");
+}
+
 #[test]
 fn what_was_aborted_after_it_had_been_committed_is_told_and_what_is_advised_mends_it() {
     let (pipeline, uids) = emitted("taken-back");
     pipeline.append(uids.iter().map(|uid| moved(uid, "waiting")));
     hang_in_the_ids_log(&pipeline).abort_transaction(wait::PATIENCE).expect("it is aborted");
-    let said = refused(&pipeline, "what was committed was aborted");
-    let told = said.contains("was aborted after it had been committed") && said.contains("--delete-offsets");
-    assert!(told, "{said}");
+    for time in ["the first time", "the second time"] {
+        let said = refused(&pipeline, &format!("what was committed was aborted, {time}"));
+        let told =
+            said.contains("was aborted after it had been committed") && said.contains("--delete-offsets");
+        assert!(told, "{time}: {said}");
+    }
 
     assert!(!pipeline.changes().contains_key(&uids[0]), "nothing of the partition was emitted");
     pipeline.lose_disk("a");

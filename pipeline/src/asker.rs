@@ -63,7 +63,7 @@ impl Asker {
         let (client, sight) = &mut *current;
         clients::hear(client);
         if sight.is_lost(knows_a_broker(client), Instant::now()) {
-            tracing::warn!("a client that asks knows no broker any more: making a new one");
+            tracing::warn!("a client that asks knows no broker: making a new one");
             // Where none can be made, the next time may be better.
             if let Ok(new) = connect(&self.config) {
                 *current = (new, Sight::default());

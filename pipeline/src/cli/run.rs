@@ -28,16 +28,18 @@ pub(crate) struct Arguments {
     until_caught_up: bool,
 }
 
+/// Where RUST_LOG says nothing: readers of logs are closed before they are dropped, and rust-rdkafka
+/// complains that it cannot close them again.
+const LOGGED: &str = "info,rdkafka::consumer::base_consumer=off";
+
 /// Runs `run`.
 pub(crate) fn run(topology: &Path, arguments: &Arguments) -> Result<ExitCode> {
     let topology = Topology::load(topology)?;
     let on_terminal = stderr().is_terminal();
     let filter = EnvFilter::builder()
         .with_default_directive(tracing::Level::INFO.into())
-        .from_env()
-        .context("read RUST_LOG")?
-        // Readers of logs are closed before they are dropped, and their drop says that it could not close them again.
-        .add_directive("rdkafka::consumer::base_consumer=off".parse().context("name a directive")?);
+        .parse(std::env::var("RUST_LOG").unwrap_or_else(|_| LOGGED.to_owned()))
+        .context("read RUST_LOG")?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(stderr)

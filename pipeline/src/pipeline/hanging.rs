@@ -10,22 +10,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use rdkafka::consumer::Consumer;
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::TopicPartitionList;
 
 use super::Every;
 use crate::asker::Asker;
 use crate::clients;
-use crate::restore::how_to_mend;
+use crate::restore::{ends_of, every_partition, how_to_mend};
 use crate::stage::Stage;
 use crate::topology::Topology;
 use crate::worker::Status;
 
 const LOOK: Duration = Duration::from_secs(10);
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Something by topic and partition.
-type ByPartition<T> = HashMap<(String, i32), T>;
 
 pub(super) struct Hanging {
     topology: Arc<Topology>,
@@ -35,7 +30,7 @@ pub(super) struct Hanging {
     reader: Asker,
     written: TopicPartitionList,
     /// From where on partitions are not decided, and since when from there on.
-    undecided: ByPartition<(i64, Instant)>,
+    undecided: HashMap<(String, i32), (i64, Instant)>,
     /// What was committed by this process, as of the last look.
     commits: u64,
     look: Every,
@@ -49,12 +44,7 @@ impl Hanging {
     pub(super) fn connect(topology: &Arc<Topology>, partitions: i32) -> Result<Hanging> {
         let logs = [topology.changelog_topic.as_str(), topology.ids_topic.as_str()];
         let rekeyed = Stage::all(topology).contains(&Stage::Rekey).then_some(topology.rekeyed_topic.as_str());
-        let mut written = TopicPartitionList::new();
-        for topic in topology.output_topics().chain(logs).chain(rekeyed) {
-            for partition in 0..partitions {
-                written.add_partition_offset(topic, partition, Offset::End)?;
-            }
-        }
+        let written = every_partition(topology.output_topics().chain(logs).chain(rekeyed), partitions)?;
         Ok(Hanging {
             topology: Arc::clone(topology),
             observer: Asker::new(clients::observer(topology))?,
@@ -78,8 +68,10 @@ impl Hanging {
         let commits = statuses.iter().map(|status| status.commits).sum();
         let goes_on = commits > std::mem::replace(&mut self.commits, commits);
         // In this order: what lies between was there before, and is not decided.
-        let ends = self.ends(&self.observer);
-        let Some((ends, stable)) = ends.and_then(|ends| Some((ends, self.ends(&self.reader)?))) else {
+        let ends = ends_of(&self.observer.client(), &self.written);
+        let Some((ends, stable)) =
+            ends.and_then(|ends| Some((ends, ends_of(&self.reader.client(), &self.written)?)))
+        else {
             // A broker that does not answer is the workers' to wait for.
             self.undecided.clear();
             return Ok(());
@@ -118,19 +110,5 @@ impl Hanging {
             "{}; then `ticket-pipeline audit` says whether outputs are missing, and `ticket-pipeline replay` emits them again",
             how_to_mend(&self.topology, Stage::Tickets)
         )
-    }
-
-    /// Where each partition ends for a client, whose isolation level says up to where it is told; `None`
-    /// where Kafka does not answer in time, for one of them or all.
-    fn ends(&self, client: &Asker) -> Option<ByPartition<i64>> {
-        // A time of -1 asks for the end (Kafka's `ListOffsetsRequest.json`), of all partitions at once.
-        let answer = client.client().offsets_for_times(self.written.clone(), ANSWER_TIMEOUT).ok()?;
-        let found = answer.elements().into_iter().filter_map(|found| match found.offset() {
-            Offset::Offset(end) if found.error().is_ok() => {
-                Some(((found.topic().to_owned(), found.partition()), end))
-            }
-            _ => None,
-        });
-        Some(found.collect())
     }
 }

@@ -9,6 +9,7 @@
 //! [`crate::rebuild`]'s to know. It does not know tasks, nor what an entry means.
 
 mod losses;
+mod marks;
 mod offsets;
 mod plan;
 mod position;
@@ -26,8 +27,10 @@ use crate::clients::{self, Logs};
 use crate::commit_record::Ends;
 use crate::store::{Positions, Reset, StateDirectory, Store};
 use crate::topology::Topology;
-use crate::transaction::{MARKED_WITHIN, Trouble, Unmarked};
+use crate::transaction::{Trouble, Unmarked};
 pub(crate) use losses::how_to_mend;
+use marks::Marks;
+pub(crate) use marks::{ends_of, every_partition};
 use offsets::{Committed, Question};
 use plan::{Plan, Start};
 pub(crate) use reader::{create, is_passing, watermarks};
@@ -85,8 +88,7 @@ struct Course {
     ids_low: i64,
     /// The ids log begins behind what the store has of it.
     ids_begin_late: bool,
-    /// The logs were given a commit marker more.
-    is_marked: bool,
+    marks: Marks,
 }
 
 #[derive(Debug, Default)]
@@ -126,7 +128,7 @@ pub enum Progress {
     Left(i64),
     /// A thread reads, or will; the step is to be tried again. So many records are left, at most.
     Reading(i64),
-    /// A transaction was committed, and these logs lack its marker: they are to be given
+    /// A transaction was committed, and the ids log lacks its marker: it is to be given
     /// another, and the same step is to be tried again.
     Unmarked(Unmarked),
     /// The store is where it should be.
@@ -261,8 +263,14 @@ impl Restore {
                     Some(ends) => ends,
                     None => self.true_ends(setup)?,
                 };
-                let course =
-                    Course { store, committed, targets, ids_low: 0, ids_begin_late: false, is_marked: false };
+                let course = Course {
+                    store,
+                    committed,
+                    targets,
+                    ids_low: 0,
+                    ids_begin_late: false,
+                    marks: Marks::default(),
+                };
                 self.go_on(Stage::Settle(course))
             }
             Err(Trouble::Again(_)) => {
@@ -293,23 +301,18 @@ impl Restore {
         let topology = &setup.topology;
         let (changelog_low, changelog_stable) = watermarks(asker, &topology.changelog_topic, self.partition)?;
         let (ids_low, ids_stable) = watermarks(asker, &topology.ids_topic, self.partition)?;
-        let unmarked =
-            Unmarked { changelog: changelog_stable < targets.changelog, ids: ids_stable < targets.ids };
-        if unmarked.changelog || unmarked.ids {
+        course.ids_low = ids_low;
+        let stable = Ends { changelog: changelog_stable, ids: ids_stable };
+        if stable.changelog < targets.changelog || stable.ids < targets.ids {
             let ends = self.true_ends(setup)?;
             if ends.changelog < targets.changelog || ends.ids < targets.ids {
                 let what = format!("the committed offset belongs to {targets:?}, and they end at {ends:?}");
                 return Err(self.lost_records(setup, &what));
             }
             if self.waiting.is_long(setup) {
-                let stable = Ends { changelog: changelog_stable, ids: ids_stable };
                 return Err(self.hanging(setup, targets, stable));
             }
-            // Whatever lay behind what is committed would be committed with it.
-            let is_last = !(unmarked.changelog && ends.changelog != targets.changelog
-                || unmarked.ids && ends.ids != targets.ids);
-            if is_last && course.is_ours() && !course.is_marked && self.waiting.lasts() > MARKED_WITHIN {
-                course.is_marked = true;
+            if let Some(unmarked) = self.unmarked(setup, asker, &mut course, (ends, stable))? {
                 self.stage = Stage::Settle(course);
                 return Ok(Progress::Unmarked(unmarked));
             }
@@ -325,7 +328,7 @@ impl Restore {
             let what = format!("{} begins at offset {}", topology.changelog_topic, lows.changelog);
             return Err(self.lost_records(setup, &what));
         }
-        (course.ids_low, course.ids_begin_late) = (lows.ids, lows.ids > 0 && plan.from.ids == lows.ids);
+        course.ids_begin_late = lows.ids > 0 && plan.from.ids == lows.ids;
         if let Some(why) = plan.wipe {
             tracing::warn!(partition = self.partition, why, "wiping the store: the changelog restores it");
             course.store = course.store.wipe()?;

@@ -10,10 +10,11 @@ use rdkafka::message::Message;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use super::Setup;
+use crate::asker::Sight;
 use crate::clients::{self, Logs};
 use crate::commit_record::{Ends, IdsRecord, Rebuilding};
 use crate::store::{Positions, Reset, Writes};
-use crate::transaction::Trouble;
+use crate::transaction::{Trouble, knows_a_broker};
 
 /// One step takes about so long.
 const STEP_TIME_MAX: Duration = Duration::from_millis(100);
@@ -33,6 +34,7 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_millis(50);
 /// Reads one partition of one log up to a target.
 pub(super) struct Reader {
     client: BaseConsumer<Logs>,
+    sight: Sight,
     pub(super) log: Log,
 }
 
@@ -82,7 +84,7 @@ impl Reader {
         list.add_partition_offset(topic, partition, Offset::Offset(position))
             .and_then(|()| client.assign(&list))
             .with_context(|| format!("read {topic} [{partition}] from {position}"))?;
-        Ok(Some(Reader { client, log }))
+        Ok(Some(Reader { client, sight: Sight::default(), log }))
     }
 
     pub(super) fn topic<'a>(&self, setup: &'a Setup) -> &'a str {
@@ -90,6 +92,11 @@ impl Reader {
             Log::Changelog => &setup.topology.changelog_topic,
             Log::Ids => &setup.topology.ids_topic,
         }
+    }
+
+    /// Whether it has lost sight of the cluster: another is to go on.
+    pub(super) fn is_lost(&mut self) -> bool {
+        self.sight.is_lost(knows_a_broker(&self.client), Instant::now())
     }
 
     /// Some records into `writes`, until they are about so large.

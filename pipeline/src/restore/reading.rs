@@ -98,9 +98,9 @@ fn read(
     let mut writes = Writes::default();
     let mut records = 0;
     let mut first_time_ms = None;
-    while let Some(reader) = Reader::open(setup, partition, &positions, targets)? {
+    while let Some(mut reader) = Reader::open(setup, partition, &positions, targets)? {
         let mut ended = false;
-        while !ended {
+        while !ended && !reader.is_lost() {
             if watched.stop.load(Ordering::Relaxed) {
                 return Err(Trouble::Again("the restore was stopped".into()));
             }

@@ -89,13 +89,11 @@ pub struct Moved {
     pub is_rebuilding: bool,
 }
 
-/// The logs of a partition that are committed and lack their transaction's marker.
+/// A partition whose ids log lacks the marker of a transaction that was committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unmarked {
-    /// The changelog does.
+    /// The changelog lacks it too.
     pub changelog: bool,
-    /// The ids log does.
-    pub ids: bool,
 }
 
 /// What a commit brought.
@@ -210,20 +208,21 @@ impl Producer {
         Ok(())
     }
 
-    /// Gives logs of a partition a commit marker. It decides whatever this producer had left
-    /// undecided there (`ProducerStateManager.completeTxn` of Kafka), so that is to be known as committed.
+    /// Gives logs of a partition a commit marker, behind records of nothing and of no time. It
+    /// decides whatever this producer had left undecided there (Kafka's
+    /// `ProducerStateManager.completeTxn`), so that must be known as committed.
     ///
     /// # Errors
-    /// Where the transaction for it is not committed.
-    pub fn mark(&mut self, partition: i32, Unmarked { changelog, ids }: Unmarked) -> Result<(), Trouble> {
+    /// Where the transaction for it is not committed. It is then aborted, and what was
+    /// undecided with it, in the ids log in any case: that comes first.
+    pub fn mark(&mut self, partition: i32, Unmarked { changelog }: Unmarked) -> Result<(), Trouble> {
         let mut transaction = self.begin()?;
+        transaction.ids(partition, &IdsRecord::Nothing, 0)?;
+        transaction.flush()?;
         if changelog {
             transaction.changelog(partition, NOTHING_KEY, None, 0)?;
+            transaction.flush()?;
         }
-        if ids {
-            transaction.ids(partition, &IdsRecord::Nothing, 0)?;
-        }
-        transaction.flush()?;
         transaction.end_well()
     }
 

@@ -292,7 +292,7 @@ impl Worker {
 /// A client that has lost sight of its cluster would stand still for ever.
 fn look_for_brokers(sight: &mut Sight, knows_a_broker: bool) -> Result<(), Trouble> {
     if sight.is_lost(knows_a_broker, Instant::now()) {
-        return Err(Trouble::Rebuild("a client knows no broker any more".into()));
+        return Err(Trouble::Rebuild("a client knows no broker".into()));
     }
     Ok(())
 }
