@@ -10,8 +10,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
-use ticket_pipeline::asker::Sight;
-use ticket_pipeline::clients;
+use ticket_pipeline::clients::{self, Sight};
 use ticket_pipeline::topology::Topology;
 use ticket_pipeline::transaction::knows_a_broker;
 

@@ -10,8 +10,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
-use ticket_pipeline::asker::Asker;
-use ticket_pipeline::clients;
+use ticket_pipeline::clients::{self, Asker};
 use ticket_pipeline::topology::Topology;
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);

@@ -107,8 +107,6 @@ pub mod restore;
 
 pub mod transaction;
 
-pub mod asker;
-
 pub mod rebuild;
 
 pub mod crash;

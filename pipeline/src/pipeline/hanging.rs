@@ -13,8 +13,7 @@ use anyhow::{Result, bail};
 use rdkafka::TopicPartitionList;
 
 use super::Every;
-use crate::asker::Asker;
-use crate::clients;
+use crate::clients::{self, Asker};
 use crate::restore::{ends_of, every_partition, how_to_mend};
 use crate::stage::Stage;
 use crate::topology::Topology;

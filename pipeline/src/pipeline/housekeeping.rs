@@ -12,8 +12,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Runtime;
 
 use super::Every;
-use crate::asker::Asker;
-use crate::clients;
+use crate::clients::{self, Asker};
 use crate::topology::Topology;
 use crate::worker::Status;
 

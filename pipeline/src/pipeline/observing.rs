@@ -9,8 +9,7 @@ use rdkafka::consumer::Consumer;
 
 use super::Every;
 use super::tail::end_of_records;
-use crate::asker::Asker;
-use crate::clients;
+use crate::clients::{self, Asker};
 use crate::health::Health;
 use crate::store::StateDirectory;
 use crate::topology::Topology;

@@ -14,8 +14,7 @@ use anyhow::Result;
 use rdkafka::consumer::Consumer;
 
 use super::Every;
-use crate::asker::Asker;
-use crate::clients;
+use crate::clients::{self, Asker};
 use crate::restore::Setup;
 use crate::stage::Stage;
 

@@ -10,8 +10,7 @@ use rdkafka::message::Message;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use super::Setup;
-use crate::asker::Sight;
-use crate::clients::{self, Logs};
+use crate::clients::{self, Logs, Sight};
 use crate::commit_record::{Ends, IdsRecord, Rebuilding};
 use crate::store::{Positions, Reset, Writes};
 use crate::transaction::{Trouble, knows_a_broker};

@@ -22,8 +22,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
-use crate::asker::Sight;
-use crate::clients::{self, Member};
+use crate::clients::{self, Member, Sight};
 use crate::record::Outbox;
 use crate::restore::Setup;
 use crate::stage::Stage;

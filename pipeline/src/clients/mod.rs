@@ -3,6 +3,8 @@
 //!
 //! It knows no protocol.
 
+mod asker;
+
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,6 +18,7 @@ use rdkafka::{ClientConfig, ClientContext};
 
 use crate::stage::Stage;
 use crate::topology::{Kafka, TRANSACTION_TIMEOUT_MS, Topology};
+pub use asker::{Asker, Sight};
 
 /// A broker looks every 10 s for transactions that are past their timeout, and then aborts
 /// them, which takes a busy one its time.

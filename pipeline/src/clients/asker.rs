@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::BaseConsumer;
 
-use crate::clients::{self, Logs};
+use super::{Logs, hear};
 use crate::transaction::knows_a_broker;
 
 /// A client that connects knows a broker long before; brokers that are merely away stay known.
@@ -61,7 +61,7 @@ impl Asker {
     pub fn client(&self) -> Arc<BaseConsumer<Logs>> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let (client, sight) = &mut *current;
-        clients::hear(client);
+        hear(client);
         if sight.is_lost(knows_a_broker(client), Instant::now()) {
             tracing::warn!("a client that asks knows no broker: making a new one");
             // Where none can be made, the next time may be better.
