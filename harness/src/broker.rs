@@ -163,9 +163,14 @@ impl Watch {
 
     /// Where each of the source's partitions ends.
     pub fn ends(&self) -> Result<Vec<u64>> {
-        let end = |partition| {
-            let (_, end) = self.observer.client().fetch_watermarks(&self.topic, partition, ANSWER_TIMEOUT)?;
-            Ok(u64::try_from(end).unwrap_or(0))
+        let began = Instant::now();
+        let end = |partition| loop {
+            match self.observer.client().fetch_watermarks(&self.topic, partition, ANSWER_TIMEOUT) {
+                Ok((_, end)) => return Ok(u64::try_from(end).unwrap_or(0)),
+                // A partition that was just given to another broker is asked for at the former one first.
+                Err(_) if began.elapsed() < ANSWER_TIMEOUT => std::thread::sleep(Duration::from_millis(20)),
+                Err(error) => return Err(error).context("ask where the source ends"),
+            }
         };
         (0..self.partitions).map(end).collect()
     }
