@@ -335,7 +335,7 @@ impl ClientContext for Reason {
 impl ConsumerContext for Reason {}
 
 /// Lets a client that only asks say what it has to say, which waits in memory until it is polled.
-pub fn hear(client: &BaseConsumer<Logs>) {
+fn hear(client: &BaseConsumer<Logs>) {
     // A line of the log ends a poll as well; it is a member of no group, so there is nothing else.
     (0..LINES_MAX).for_each(|_| drop(client.poll(Duration::ZERO)));
 }
