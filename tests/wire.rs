@@ -5,6 +5,8 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
+use ticket_pipeline::codec::put_signed;
+
 use crate::{broker, wait};
 
 const PRODUCE: i16 = 0;
@@ -114,26 +116,17 @@ fn record(key: Option<&[u8]>, value: Option<&[u8]>) -> Vec<u8> {
     let mut record = vec![0, 0, 0]; // no attributes, the first timestamp, the first offset
     for part in [key, value] {
         match part {
-            None => put_varint(&mut record, -1),
+            None => put_signed(&mut record, -1),
             Some(bytes) => {
-                put_varint(&mut record, i64::from(length(bytes.len())));
+                put_signed(&mut record, i64::from(length(bytes.len())));
                 record.extend_from_slice(bytes);
             }
         }
     }
     record.push(0); // no headers
     let mut whole = Vec::new();
-    put_varint(&mut whole, i64::from(length(record.len())));
+    put_signed(&mut whole, i64::from(length(record.len())));
     [whole, record].concat()
-}
-
-fn put_varint(out: &mut Vec<u8>, number: i64) {
-    let mut rest = ((number << 1) ^ (number >> 63)).cast_unsigned();
-    while rest >= 0x80 {
-        out.push(rest.to_le_bytes()[0] | 0x80);
-        rest >>= 7;
-    }
-    out.push(rest.to_le_bytes()[0]);
 }
 
 fn text(text: &str) -> Vec<u8> {
