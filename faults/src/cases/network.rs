@@ -72,8 +72,8 @@ fn lose_replies(controls: &Controls, outcome: &mut Outcome, kind: Option<(i16, &
     outcome.fired(&format!("{name}'s reply {how}"), controls.dropped() - before);
 }
 
-/// Clients that connect again are told of a cluster without brokers, which librdkafka does not
-/// come back from by itself.
+/// Clients that connect again are told of a cluster without brokers, which librdkafka may
+/// not come back from by itself.
 fn lose_brokers(controls: &Controls, outcome: &mut Outcome, random: &mut Random) {
     let before = controls.emptied();
     controls.name_no_brokers(1 + random.below(24) as i64);

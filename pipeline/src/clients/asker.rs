@@ -1,7 +1,7 @@
 //! A client that only asks, and is made anew where it has lost sight of its cluster.
 //!
-//! A broker that has just started may name no broker at all, itself included, in an
-//! answer about topics that it knows. librdkafka then forgets all that it knew, those
+//! A broker, most likely one that has just started, may name none at all, itself included,
+//! in an answer about topics that it knows. librdkafka then forgets all that it knew, those
 //! that it was given to begin with too, and may never connect to one again (its issue
 //! 5301). No error tells of it; only a new client helps.
 
