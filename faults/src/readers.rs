@@ -12,7 +12,6 @@ use rdkafka::message::Message;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use ticket_pipeline::clients::{self, Sight};
 use ticket_pipeline::topology::Topology;
-use ticket_pipeline::transaction::knows_a_broker;
 
 use crate::model::{Found, digest_of};
 use crate::outcome::Outcome;
@@ -28,14 +27,14 @@ const POLL: Duration = Duration::from_millis(100);
 pub(crate) struct Seen {
     records: Found,
     complaints: Vec<String>,
-    /// How often the client had lost sight of its cluster, and another took its place.
-    renewed: u64,
+    /// How often the client had lost sight of its cluster, and was told of its brokers again.
+    told: u64,
 }
 
 impl Seen {
     fn judge(&self, outcome: &mut Outcome) {
         outcome.wrong.extend(self.complaints.iter().cloned());
-        outcome.fired("reader of the suite that had lost sight of its cluster made anew", self.renewed);
+        outcome.fired("reader of the suite that had lost sight of its cluster told of it again", self.told);
     }
 
     /// Whether it has come to the end of what is there.
@@ -56,17 +55,16 @@ pub(crate) fn follow(
     config.set("isolation.level", isolation);
     config.set("group.id", "ticket-faults-reader");
     config.set("queued.max.messages.kbytes", "16384");
-    let mut reader = begin(&config, topology, partitions, &Found::default())?;
-    let mut sight = Sight::default();
+    let reader = begin(&config, topology, partitions)?;
+    let mut sight = Sight::new(&config);
     let silence_max =
         |seen: &Seen| found.get().map(|found| if seen.reaches(found) { SILENCE } else { SILENCE_MAX });
     let mut seen = Seen::default();
     let mut heard = Instant::now();
     while silence_max(&seen).is_none_or(|silence_max| heard.elapsed() < silence_max) {
-        if sight.is_lost(knows_a_broker(&reader), Instant::now()) {
-            reader = begin(&config, topology, partitions, &seen.records)?;
-            (sight, heard) = (Sight::default(), Instant::now());
-            seen.renewed += 1;
+        if sight.keep(reader.client()) {
+            heard = Instant::now();
+            seen.told += 1;
         }
         match reader.poll(POLL) {
             Some(Ok(record)) => {
@@ -88,15 +86,13 @@ pub(crate) fn follow(
     Ok(seen)
 }
 
-/// A client that reads all outputs from behind what was seen of them.
-fn begin(config: &ClientConfig, topology: &Topology, partitions: i32, seen: &Found) -> Result<BaseConsumer> {
+/// A client that reads all outputs from their beginning.
+fn begin(config: &ClientConfig, topology: &Topology, partitions: i32) -> Result<BaseConsumer> {
     let reader: BaseConsumer = config.create().context("make a reader")?;
     let mut list = TopicPartitionList::new();
     for topic in topology.output_topics() {
         for partition in 0..partitions {
-            let last = seen.get(&(topic.to_owned(), partition)).and_then(|records| records.last());
-            let next = last.map_or(0, |(offset, _)| offset + 1);
-            list.add_partition_offset(topic, partition, Offset::Offset(next))?;
+            list.add_partition_offset(topic, partition, Offset::Offset(0))?;
         }
     }
     reader.assign(&list)?;

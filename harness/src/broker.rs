@@ -122,7 +122,7 @@ impl Watch {
     /// # Errors
     /// Where a client cannot be made.
     pub fn of(topology: &Topology, partitions: i32) -> Result<Watch> {
-        let observer = Asker::new(clients::observer(topology))?;
+        let observer = Asker::new(&clients::observer(topology))?;
         Ok(Watch { observer, topic: topology.source.topic.clone(), partitions })
     }
 

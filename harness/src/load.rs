@@ -9,12 +9,16 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientConfig, ClientContext};
-use ticket_pipeline::clients;
+use ticket_pipeline::clients::{self, Sight};
 use ticket_pipeline::topology::Topology;
 
 use crate::stream::{Event, Stream};
 
 const SETTLE_TIME_MAX: Duration = Duration::from_secs(60);
+const SETTLE_STEP: Duration = Duration::from_secs(1);
+
+/// Whether the producer knows a broker is looked at once for so many events of an open loop.
+const EVENTS_PER_LOOK: u64 = 256;
 
 #[derive(Default)]
 struct Deliveries {
@@ -76,8 +80,12 @@ pub fn open_loop(
     config.set("linger.ms", "1");
     let producer = ThreadedProducer::from_config_and_context(&config, Deliveries::default())
         .context("make a producer")?;
+    let mut sight = Sight::new(&config);
     let mut sent = 0;
     while sent < events_max && !stop.load(Ordering::Relaxed) {
+        if sent.is_multiple_of(EVENTS_PER_LOOK) {
+            sight.keep(producer.client());
+        }
         let wait = due(sent, per_second).saturating_sub(began.elapsed());
         if !wait.is_zero() {
             std::thread::sleep(wait);
@@ -94,7 +102,11 @@ pub fn open_loop(
         );
         sent += 1;
     }
-    producer.flush(SETTLE_TIME_MAX).context("write the last events")?;
+    let settling = Instant::now();
+    while producer.flush(SETTLE_STEP).is_err() {
+        ensure!(settling.elapsed() < SETTLE_TIME_MAX, "the last events are not written");
+        sight.keep(producer.client());
+    }
     ensure!(producer.context().failed.load(Ordering::Relaxed) == 0, "events were not written");
     Ok(sent)
 }

@@ -12,7 +12,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::clients::{self, Logs};
+use crate::clients::{self, Logs, Sight};
 use crate::topology::Topology;
 
 /// librdkafka mends what it can by itself; past this nothing came for too long.
@@ -76,6 +76,7 @@ pub(super) fn read(
     assign(&client, topic, ranges, &mut open)?;
     let total: u64 = open.values().map(Range::length).sum();
     progress.total.fetch_add(total, Ordering::Relaxed);
+    let mut sight = Sight::new(&config);
     let mut still_since = Instant::now();
     while !open.is_empty() {
         match client.poll(POLL) {
@@ -109,7 +110,9 @@ pub(super) fn read(
             Some(Err(error)) if matches!(error, KafkaError::MessageConsumptionFatal(_)) => {
                 return Err(error).with_context(|| format!("read {topic}"));
             }
-            Some(Err(_)) | None => {}
+            Some(Err(_)) | None => {
+                sight.keep(client.client());
+            }
         }
         if still_since.elapsed() > STILL_MAX {
             bail!("read {topic}: nothing came for {} s; left are {:?}", STILL_MAX.as_secs(), open.values());

@@ -17,8 +17,9 @@ use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
+use ticket_pipeline::clients::{self, Sight};
+use ticket_pipeline::topics;
 use ticket_pipeline::topology::{RuleEvents, Topology};
-use ticket_pipeline::{clients, topics};
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL_TIMEOUT: Duration = Duration::from_millis(200);
@@ -72,7 +73,8 @@ pub(crate) fn run(topology: &Path, arguments: &Arguments) -> Result<ExitCode> {
     let partitions = assign(&reader, &topology, &topics, arguments.from)?;
     let from = if arguments.from == From::Now { "now" } else { "the beginning" };
     eprintln!("watching {} topics ({partitions} partitions) from {from}; Ctrl-C ends it", topics.len());
-    match follow(&reader, partitions, arguments) {
+    let sight = Sight::new(&clients::base(&topology.kafka));
+    match follow(&reader, sight, partitions, arguments) {
         // Whoever read the lines has seen enough: `watch | head`.
         Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
         result => result.map(|()| ExitCode::SUCCESS),
@@ -134,7 +136,7 @@ fn assign(
 }
 
 /// Prints events until nothing has come for as long as asked.
-fn follow(reader: &BaseConsumer, partitions: usize, arguments: &Arguments) -> Result<()> {
+fn follow(reader: &BaseConsumer, mut sight: Sight, partitions: usize, arguments: &Arguments) -> Result<()> {
     let colours = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
     let mut out = io::stdout().lock();
     let started = Instant::now();
@@ -151,7 +153,9 @@ fn follow(reader: &BaseConsumer, partitions: usize, arguments: &Arguments) -> Re
             break;
         }
         match reader.poll(left.map_or(POLL_TIMEOUT, |left| left.min(POLL_TIMEOUT))) {
-            None => {}
+            None => {
+                sight.keep(reader.client());
+            }
             Some(Ok(record)) => {
                 noted = None;
                 let seen = describe(record.payload().unwrap_or_default());

@@ -4,6 +4,7 @@
 //! It knows no protocol.
 
 mod asker;
+mod sight;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,7 +19,8 @@ use rdkafka::{ClientConfig, ClientContext};
 
 use crate::stage::Stage;
 use crate::topology::{Kafka, TRANSACTION_TIMEOUT_MS, Topology};
-pub use asker::{Asker, Sight};
+pub use asker::Asker;
+pub use sight::Sight;
 
 /// A broker looks every 10 s for transactions that are past their timeout, and then aborts
 /// them, which takes a busy one its time.
@@ -333,15 +335,6 @@ impl ClientContext for Reason {
 }
 
 impl ConsumerContext for Reason {}
-
-/// Lets a client that only asks say what it has to say, which waits in memory until it is polled.
-fn hear(client: &BaseConsumer<Logs>) {
-    // A line of the log ends a poll as well; it is a member of no group, so there is nothing else.
-    (0..LINES_MAX).for_each(|_| drop(client.poll(Duration::ZERO)));
-}
-
-/// So many lines are heard at a time.
-const LINES_MAX: usize = 32;
 
 /// librdkafka's own words, into our log.
 #[derive(Debug, Clone, Copy, Default)]

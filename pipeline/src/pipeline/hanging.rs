@@ -46,8 +46,8 @@ impl Hanging {
         let written = every_partition(topology.output_topics().chain(logs).chain(rekeyed), partitions)?;
         Ok(Hanging {
             topology: Arc::clone(topology),
-            observer: Asker::new(clients::observer(topology))?,
-            reader: Asker::new(clients::log_reader(topology))?,
+            observer: Asker::new(&clients::observer(topology))?,
+            reader: Asker::new(&clients::log_reader(topology))?,
             written,
             undecided: HashMap::new(),
             commits: 0,
@@ -67,9 +67,9 @@ impl Hanging {
         let commits = statuses.iter().map(|status| status.commits).sum();
         let goes_on = commits > std::mem::replace(&mut self.commits, commits);
         // In this order: what lies between was there before, and is not decided.
-        let ends = ends_of(&self.observer.client(), &self.written);
+        let ends = ends_of(self.observer.client(), &self.written);
         let Some((ends, stable)) =
-            ends.and_then(|ends| Some((ends, ends_of(&self.reader.client(), &self.written)?)))
+            ends.and_then(|ends| Some((ends, ends_of(self.reader.client(), &self.written)?)))
         else {
             // A broker that does not answer is the workers' to wait for.
             self.undecided.clear();

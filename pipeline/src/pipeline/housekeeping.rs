@@ -43,7 +43,7 @@ impl Housekeeping {
         Ok(Housekeeping {
             topology: Arc::clone(topology),
             partitions,
-            observer: Asker::new(clients::observer(topology))?,
+            observer: Asker::new(&clients::observer(topology))?,
             runtime: tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()

@@ -49,7 +49,7 @@ impl Observing {
             topology: Arc::clone(topology),
             state: Arc::clone(state),
             health: Arc::clone(health),
-            observer: Asker::new(clients::observer(topology))?,
+            observer: Asker::new(&clients::observer(topology))?,
             tails: HashMap::new(),
             look: Every::new(LOOK),
         })
@@ -60,7 +60,6 @@ impl Observing {
         if !self.look.is_due() {
             return;
         }
-        let observer = self.observer.client();
         self.health.note_memory(self.state.memory());
         let mut ends = Vec::new();
         let topology = Arc::clone(&self.topology);
@@ -69,9 +68,8 @@ impl Observing {
             for task in &status.tasks {
                 let Some(position) = task.position else { continue };
                 // A broker that does not answer is the workers' to wait for; what was known ages meanwhile.
-                let Ok((_, end)) = observer.fetch_watermarks(topic, task.partition, ANSWER_TIMEOUT) else {
-                    return;
-                };
+                let asked = self.observer.client().fetch_watermarks(topic, task.partition, ANSWER_TIMEOUT);
+                let Ok((_, end)) = asked else { return };
                 let place = status.place(task);
                 let end = if position < end { self.end_of_records(place, end, position) } else { end };
                 ends.push((place, end, position));

@@ -47,7 +47,7 @@ impl Owners {
             stage: *stage,
             group: stage.group(topology),
             topic: stage.topic(topology).to_owned(),
-            observer: Asker::new(clients::observer(topology))?,
+            observer: Asker::new(&clients::observer(topology))?,
             partitions: setup.partitions,
             ownerless: BTreeSet::new(),
             look: Every::new(LOOK),

@@ -9,7 +9,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::clients::{self, Logs};
+use crate::clients::{self, Logs, Sight};
 use crate::commit_record::IdsRecord;
 use crate::record::RawRecord;
 use crate::restore::{Setup, create, is_passing, watermarks};
@@ -21,7 +21,11 @@ const STEP_TIME_MAX: Duration = Duration::from_millis(100);
 /// The clock is looked at once for so many records.
 const RECORDS_PER_LOOK: u32 = 256;
 
-type Client = BaseConsumer<Logs>;
+/// Reads one partition from a position on.
+struct Client {
+    consumer: BaseConsumer<Logs>,
+    sight: Sight,
+}
 
 /// What came of a poll.
 enum Polled<'c> {
@@ -31,15 +35,16 @@ enum Polled<'c> {
 }
 
 fn open(setup: &Setup, topic: &str, partition: i32, position: i64) -> Result<Client, Trouble> {
-    let client = create(&clients::log_reader(&setup.topology))?;
+    let config = clients::log_reader(&setup.topology);
+    let consumer = create(&config)?;
     let mut list = TopicPartitionList::new();
     list.add_partition_offset(topic, partition, Offset::Offset(position))
-        .and_then(|()| client.assign(&list))
+        .and_then(|()| consumer.assign(&list))
         .with_context(|| format!("read {topic} [{partition}] from {position}"))?;
-    Ok(client)
+    Ok(Client { consumer, sight: Sight::new(&config) })
 }
 
-fn poll(client: &Client, wait: Duration) -> Result<Polled<'_>, Trouble> {
+fn poll(client: &BaseConsumer<Logs>, wait: Duration) -> Result<Polled<'_>, Trouble> {
     match client.poll(wait) {
         None => Ok(Polled::Nothing),
         Some(Ok(record)) => Ok(Polled::Record(record)),
@@ -86,6 +91,8 @@ impl RawReader {
         let until = Instant::now() + STEP_TIME_MAX;
         let mut looks = 0u32;
         let reads_headers = self.reads_headers;
+        let Client { consumer, sight } = &mut self.client;
+        sight.keep(consumer.client());
         while self.position < end {
             looks += 1;
             let wait = if looks % RECORDS_PER_LOOK == 1 {
@@ -97,7 +104,7 @@ impl RawReader {
             } else {
                 STEP_TIME_MAX
             };
-            match poll(&self.client, wait)? {
+            match poll(consumer, wait)? {
                 Polled::Nothing => break,
                 // Markers of transactions may stand between the last record and the position.
                 Polled::End => self.position = end,
@@ -153,7 +160,7 @@ impl StreamTimeReader {
         partition: i32,
         position: i64,
     ) -> Result<Option<i64>, Trouble> {
-        let client = match &self.client {
+        let Client { consumer, sight } = match &mut self.client {
             Some(client) => client,
             None => {
                 let topic = &setup.topology.ids_topic;
@@ -165,9 +172,10 @@ impl StreamTimeReader {
                 self.client.insert(open(setup, topic, partition, low)?)
             }
         };
+        sight.keep(consumer.client());
         let until = Instant::now() + STEP_TIME_MAX;
         while Instant::now() < until {
-            match poll(client, STEP_TIME_MAX)? {
+            match poll(consumer, STEP_TIME_MAX)? {
                 Polled::Nothing => break,
                 Polled::End => return Ok(Some(self.best_ms)),
                 Polled::Record(record) => {

@@ -13,7 +13,7 @@ use super::Setup;
 use crate::clients::{self, Logs, Sight};
 use crate::commit_record::{Ends, IdsRecord, Rebuilding};
 use crate::store::{Positions, Reset, Writes};
-use crate::transaction::{Trouble, knows_a_broker};
+use crate::transaction::Trouble;
 
 /// One step takes about so long.
 const STEP_TIME_MAX: Duration = Duration::from_millis(100);
@@ -83,7 +83,7 @@ impl Reader {
         list.add_partition_offset(topic, partition, Offset::Offset(position))
             .and_then(|()| client.assign(&list))
             .with_context(|| format!("read {topic} [{partition}] from {position}"))?;
-        Ok(Some(Reader { client, sight: Sight::default(), log }))
+        Ok(Some(Reader { client, sight: Sight::new(&config), log }))
     }
 
     pub(super) fn topic<'a>(&self, setup: &'a Setup) -> &'a str {
@@ -93,20 +93,16 @@ impl Reader {
         }
     }
 
-    /// Whether it has lost sight of the cluster: another is to go on.
-    pub(super) fn is_lost(&mut self) -> bool {
-        self.sight.is_lost(knows_a_broker(&self.client), Instant::now())
-    }
-
     /// Some records into `writes`, until they are about so large.
     pub(super) fn read(
-        &self,
+        &mut self,
         setup: &Setup,
         partition: i32,
         writes: &mut Writes,
         bytes_max: usize,
         positions: &mut Positions,
     ) -> Result<Portion> {
+        self.sight.keep(self.client.client());
         let until = Instant::now() + STEP_TIME_MAX;
         let mut portion = Portion { records: 0, first_time_ms: None, is_end: false };
         // Records that are there already are taken without a look at the clock.

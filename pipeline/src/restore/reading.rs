@@ -100,7 +100,7 @@ fn read(
     let mut first_time_ms = None;
     while let Some(mut reader) = Reader::open(setup, partition, &positions, targets)? {
         let mut ended = false;
-        while !ended && !reader.is_lost() {
+        while !ended {
             if watched.stop.load(Ordering::Relaxed) {
                 return Err(Trouble::Again("the restore was stopped".into()));
             }

@@ -17,7 +17,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::offsets::Question;
 use super::{Progress, Restored, Setup, Waiting, create, is_passing, watermarks};
-use crate::clients::{self, Logs};
+use crate::clients::{self, Logs, Sight};
 use crate::commit_record::Ends;
 use crate::consumed::raw_record;
 use crate::outgoing;
@@ -210,6 +210,7 @@ struct Search {
     topics: Vec<(String, HashMap<i32, i64>)>,
     /// Reads the last of them; `None` as long as transactions are open there.
     client: Option<BaseConsumer<Logs>>,
+    sight: Sight,
     /// The position behind the last raw record of the partition that was found.
     written: Option<i64>,
 }
@@ -236,12 +237,13 @@ impl Search {
             }
             topics.push((topic.clone(), ends));
         }
-        Ok(Search { topics, client: None, written: None })
+        let sight = Sight::new(&clients::base(&topology.kafka));
+        Ok(Search { topics, client: None, sight, written: None })
     }
 
     /// One bounded step, for a raw partition.
     fn step(&mut self, setup: &Setup, partition: i32) -> Result<Searched, Trouble> {
-        let Search { topics, client, written } = self;
+        let Search { topics, client, sight, written } = self;
         if topics.pop_if(|(_, open)| open.is_empty()).is_some() {
             // The end of a partition is told without its topic: a client for each topic.
             *client = None;
@@ -268,6 +270,7 @@ impl Search {
                 client.insert(reader)
             }
         };
+        sight.keep(client.client());
         let until = Instant::now() + STEP_TIME_MAX;
         while !open.is_empty() && Instant::now() < until {
             match client.poll(STEP_TIME_MAX) {

@@ -14,6 +14,7 @@ use anyhow::anyhow;
 use rdkafka::ClientConfig;
 use rdkafka::error::RDKafkaErrorCode;
 
+use crate::clients::Sight;
 use crate::commit_record::{IdsRecord, NOTHING_KEY};
 use crate::stage::Stage;
 use crate::topology::{KeyedBy, TRANSACTION_TIMEOUT_MS, Topology};
@@ -21,7 +22,7 @@ use deliveries::Deliveries;
 use native::{Client, Failure};
 use trouble::{is_permanent, remedy};
 
-pub use native::{has_joined, knows_a_broker, read_headers};
+pub use native::{add_brokers, has_joined, knows_a_broker, read_headers};
 pub use open::{Moved, Receipt, Transaction};
 pub use trouble::Trouble;
 
@@ -38,6 +39,7 @@ pub(crate) const MARKED_WITHIN: Duration = Duration::from_secs(25);
 /// A worker's transactional producer.
 pub struct Producer {
     client: Client,
+    sight: Sight,
     routes: Routes,
     input_topic: String,
     group: String,
@@ -113,6 +115,7 @@ impl Producer {
         let queue_kib = number(config, "queue.buffering.max.kbytes").unwrap_or(u64::MAX);
         Ok(Producer {
             client,
+            sight: Sight::new(config),
             routes,
             input_topic: stage.topic(topology).to_owned(),
             group: stage.group(topology),
@@ -150,10 +153,9 @@ impl Producer {
         }
     }
 
-    /// Whether the client knows of any broker, connected or not.
-    #[must_use]
-    pub fn knows_a_broker(&self) -> bool {
-        self.client.knows_a_broker()
+    /// See [`Sight::keep`].
+    pub fn keep_in_sight(&mut self) {
+        self.sight.keep(self.client.native());
     }
 
     /// Looks whether the last commit may have lost its markers. Its coordinator

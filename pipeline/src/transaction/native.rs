@@ -18,7 +18,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 use rdkafka::types::RDKafkaType;
-use rdkafka::{ClientConfig, TopicPartitionList, client};
+use rdkafka::{ClientConfig, ClientContext, TopicPartitionList, client};
 
 use super::deliveries::{Deliveries, Report};
 use crate::clients::{self, Logs};
@@ -122,8 +122,8 @@ impl Client {
         self.native.fatal_error().map(|(_, why)| why)
     }
 
-    pub(super) fn knows_a_broker(&self) -> bool {
-        learned_brokers(self.ptr()) > 0
+    pub(super) fn native(&self) -> &client::Client<Logs> {
+        &self.native
     }
 
     pub(super) fn topic_name(&self, topic: usize) -> String {
@@ -412,18 +412,23 @@ pub fn has_joined<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> bool {
 }
 
 /// Whether a client knows of any broker, connected or not.
-pub fn knows_a_broker<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> bool {
-    learned_brokers(consumer.client().native_ptr()) > 0
-}
-
-fn learned_brokers(native: *mut c::rd_kafka_t) -> usize {
+pub fn knows_a_broker<C: ClientContext>(client: &client::Client<C>) -> bool {
+    let native = client.native_ptr();
     let mut count = 0;
     // SAFETY: the client outlives the call; what is returned is ours to free, and is not used.
     unsafe {
         let ids = c::rd_kafka_brokers_learned_ids(native, &raw mut count);
         c::rd_kafka_mem_free(native, ids.cast());
     }
-    count
+    count > 0
+}
+
+/// Tells a client of brokers, as `bootstrap.servers` does; of those that it knows it stays as it is.
+pub fn add_brokers<C: ClientContext>(client: &client::Client<C>, brokers: &str) {
+    // A name with a zero byte in it is no broker's.
+    let Ok(brokers) = CString::new(brokers) else { return };
+    // SAFETY: the client outlives the call, and the string is copied.
+    unsafe { c::rd_kafka_brokers_add(client.native_ptr(), brokers.as_ptr()) };
 }
 
 impl Drop for Membership {

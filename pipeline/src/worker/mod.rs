@@ -27,7 +27,7 @@ use crate::record::Outbox;
 use crate::restore::Setup;
 use crate::stage::Stage;
 use crate::telemetry::{Instruments, Traces};
-use crate::transaction::{Producer, Trouble, knows_a_broker};
+use crate::transaction::{Producer, Trouble};
 use assignment::Assignment;
 use batch::Batch;
 pub use counts::{Counts, OfType};
@@ -160,9 +160,8 @@ impl Worker {
             self.setup.partitions,
         )?;
         // Before the group knows us, what a predecessor left open is ended.
-        let mut sight = Sight::default();
         while !producer.fence(FENCE_TIMEOUT)? {
-            look_for_brokers(&mut sight, producer.knows_a_broker())?;
+            producer.keep_in_sight();
             self.published.turn();
             if self.is_stopping() {
                 return Ok(());
@@ -205,12 +204,12 @@ impl Worker {
         let mut troubles = 0;
         let mut restores_wait = false;
         let mut membership = Membership::default();
-        let (mut consumers_sight, mut producers_sight) = (Sight::default(), Sight::default());
+        let mut sight = Sight::new(&clients::base(&self.setup.topology.kafka));
         loop {
             self.published.turn();
             producer.check_coordinator()?;
-            look_for_brokers(&mut producers_sight, producer.knows_a_broker())?;
-            look_for_brokers(&mut consumers_sight, knows_a_broker(consumer))?;
+            producer.keep_in_sight();
+            sight.keep(consumer.client());
             // What was polled is committed; what was not is the next run's.
             if self.is_stopping() && batch.records.is_empty() {
                 return Ok(());
@@ -286,14 +285,6 @@ impl Worker {
         self.status.rebuilt_records = self.tasks.rebuilt_records();
         self.published.publish(self.status.clone());
     }
-}
-
-/// A client that has lost sight of its cluster would stand still for ever.
-fn look_for_brokers(sight: &mut Sight, knows_a_broker: bool) -> Result<(), Trouble> {
-    if sight.is_lost(knows_a_broker, Instant::now()) {
-        return Err(Trouble::Rebuild("a client knows no broker".into()));
-    }
-    Ok(())
 }
 
 fn backoff(troubles: u32) -> Duration {
