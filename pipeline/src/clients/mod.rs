@@ -22,6 +22,10 @@ use crate::topology::{Kafka, TRANSACTION_TIMEOUT_MS, Topology};
 pub use asker::Asker;
 pub use sight::Sight;
 
+/// A transaction takes in no more records when it has sent and remembers so much, whatever memory
+/// there is: a few raw records can make gigabytes, and Kafka aborts what lasts too long.
+const TRANSACTION_BYTES_MAX: usize = 64 * 1024 * 1024;
+
 /// A broker looks every 10 s for transactions that are past their timeout, and then aborts
 /// them, which takes a busy one its time.
 const ABORTED_WITHIN: Duration = Duration::from_secs(30);
@@ -39,12 +43,18 @@ pub struct Member {
     pub consumer_queue_kib: usize,
     /// Memory for the producer's queue, in KiB.
     pub producer_queue_kib: usize,
+    /// The most bytes of raw records in one of its transactions.
+    pub batch_bytes_max: usize,
+    /// What one of its transactions may send and remember, in bytes.
+    pub transaction_bytes_max: usize,
 }
 
 impl Member {
     /// A stage's worker in a slot of this process, of so many in all stages, with
     /// its share of the memory: a thirty-second of the limit for all consumers' queues,
-    /// where a record takes half as much again as its bytes, and a quarter for all producers'.
+    /// where a record takes half as much again as its bytes, a quarter for all producers', a sixteenth
+    /// for the records of all transactions, and a sixth for what comes of them, which then fits into the
+    /// producers' queues.
     #[must_use]
     pub fn new(topology: &Topology, stage: Stage, instance: &str, slot: usize, workers: usize) -> Member {
         let share_kib = topology.limits.memory_mb.saturating_mul(1024) / workers.max(1);
@@ -55,6 +65,8 @@ impl Member {
             offset: interval.mul_f64(slot as f64 / workers.max(1) as f64),
             consumer_queue_kib: (share_kib / 32).clamp(1024, 512 * 1024),
             producer_queue_kib: (share_kib / 4).clamp(4 * 1024, 1024 * 1024),
+            batch_bytes_max: topology.limits.batch_bytes_max.min(share_kib * 1024 / 16),
+            transaction_bytes_max: (share_kib * 1024 / 6).min(TRANSACTION_BYTES_MAX),
         }
     }
 }

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use rdkafka::message::BorrowedMessage;
 
-use crate::topology::Limits;
+use crate::clients::Member;
+use crate::topology::Topology;
 
 /// The coordinator writes a transaction's markers after it has acknowledged it, and refuses the
 /// next one until then; librdkafka asks again only after 20 ms. So the next one leaves it this time.
@@ -19,14 +20,22 @@ static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 pub(super) struct Batch<'c> {
     pub(super) records: Vec<BorrowedMessage<'c>>,
     bytes: usize,
+    records_max: usize,
+    bytes_max: usize,
     pace: Pace,
 }
 
 impl<'c> Batch<'c> {
     /// Transactions are due at an interval, and so long after the first worker's.
-    pub(super) fn new(interval: Duration, offset: Duration) -> Batch<'c> {
-        let pace = Pace { interval, beat: *EPOCH + offset, due_at: Instant::now() };
-        Batch { records: Vec::new(), bytes: 0, pace }
+    pub(super) fn new(topology: &Topology, member: &Member) -> Batch<'c> {
+        let interval = Duration::from_millis(topology.runtime.commit_interval_ms);
+        Batch {
+            records: Vec::new(),
+            bytes: 0,
+            records_max: topology.limits.batch_records_max,
+            bytes_max: member.batch_bytes_max,
+            pace: Pace { interval, beat: *EPOCH + member.offset, due_at: Instant::now() },
+        }
     }
 
     pub(super) fn push(&mut self, record: BorrowedMessage<'c>) {
@@ -54,8 +63,8 @@ impl<'c> Batch<'c> {
         self.records.iter().take(records).map(bytes).sum()
     }
 
-    pub(super) fn is_full(&self, limits: &Limits) -> bool {
-        self.records.len() >= limits.batch_records_max || self.bytes >= limits.batch_bytes_max
+    pub(super) fn is_full(&self) -> bool {
+        self.records.len() >= self.records_max || self.bytes >= self.bytes_max
     }
 
     /// How long the batch may wait for more; `None` where it is empty.

@@ -199,8 +199,7 @@ impl Worker {
     }
 
     fn turns(&mut self, consumer: &BaseConsumer<Assignment>, producer: &mut Producer) -> Result<(), Trouble> {
-        let interval = Duration::from_millis(self.setup.topology.runtime.commit_interval_ms);
-        let mut batch = Batch::new(interval, self.member.offset);
+        let mut batch = Batch::new(&self.setup.topology, &self.member);
         let mut troubles = 0;
         let mut restores_wait = false;
         let mut membership = Membership::default();

@@ -1,6 +1,5 @@
 //! What a poll brings: records for the batch, rebalances, errors of the consumer.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
@@ -31,7 +30,6 @@ impl Worker {
         restores_wait: bool,
         pause: Duration,
     ) -> Result<bool, Trouble> {
-        let topology = Arc::clone(&self.setup.topology);
         let not_before = (!pause.is_zero()).then(|| Instant::now() + pause);
         loop {
             let pausing =
@@ -41,7 +39,7 @@ impl Worker {
             if at_once && pausing.is_zero() {
                 wait = wait.min(if restores_wait { RESTORE_POLL } else { Duration::ZERO });
             }
-            if !pausing.is_zero() && batch.is_full(&topology.limits) {
+            if !pausing.is_zero() && batch.is_full() {
                 // A pause is no reason to take in ever more; rebalances land here all the same.
                 std::thread::sleep(wait);
                 wait = Duration::ZERO;
@@ -73,7 +71,7 @@ impl Worker {
                 None => {}
             }
             let is_waiting = came || batch.wait().is_none_or(|wait| !wait.is_zero());
-            let due = batch.is_full(&topology.limits) || !is_waiting;
+            let due = batch.is_full() || !is_waiting;
             let pausing = not_before.is_some_and(|until| Instant::now() < until);
             if self.is_stopping() || (!pausing && (due || !came)) {
                 return Ok(due && !pausing);

@@ -18,10 +18,8 @@ use crate::telemetry::{self, Outcome};
 use crate::topology::TRANSACTION_TIMEOUT_MS;
 use crate::transaction::{Moved, Producer, Transaction, Trouble};
 
-/// A transaction takes in no more records when it has sent so much, what is to be
-/// remembered included, or has processed for so long: a few raw records can make
-/// gigabytes, and Kafka aborts what lasts too long.
-const TRANSACTION_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// A transaction takes in no more records when it has processed for so long: Kafka aborts
+/// what lasts too long.
 const PROCESSING_TIME_MAX: Duration = Duration::from_millis(TRANSACTION_TIMEOUT_MS / 3);
 
 /// What became of a batch.
@@ -76,7 +74,7 @@ impl Worker {
         let (began, mut records, mut remembered_bytes) = (Instant::now(), 0, 0);
         for record in &batch.records {
             let bytes = transaction.sent_bytes() + remembered_bytes;
-            if bytes >= TRANSACTION_BYTES_MAX || began.elapsed() >= PROCESSING_TIME_MAX {
+            if bytes >= self.member.transaction_bytes_max || began.elapsed() >= PROCESSING_TIME_MAX {
                 break;
             }
             records += 1;
