@@ -516,7 +516,7 @@ fn topology_text(group: &str, raw_topic: &str, settings: &Settings) -> String {
     let mut text = format!(
         "group: {group}\nsource:\n  topic: {raw_topic}\n  partitions: {PARTITIONS}{keyed_by}\nkafka:\n  brokers: {}\n\
          runtime:\n  workers: {workers}\n  commit_interval: {commit_interval}\n\
-         limits:\n  batch_records_max: {batch_records_max}\n  memory_mb: 128\nhttp:\n  listen: {http}\n{contract}\noutputs:\n  late: {group}.ticket.late\n  \
+         limits:\n  batch_records_max: {batch_records_max}\n  memory_mb: 256\nhttp:\n  listen: {http}\n{contract}\noutputs:\n  late: {group}.ticket.late\n  \
          dead_letter: {group}.ticket.dlq\n  events:\n",
         broker::address()
     );

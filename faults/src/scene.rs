@@ -103,7 +103,7 @@ impl<'w> Scene<'w> {
             let text = topology::text(&name, &format!("{name}.raw"), PARTITIONS, brokers);
             format!(
                 "{text}{kafka}runtime:\n  workers: {workers}\n  commit_interval: {commit_interval_ms}ms\n\
-                 state:\n  flush_records: {flush_records}\nlimits:\n  batch_records_max: {batch_records_max}\n  memory_mb: 128\n"
+                 state:\n  flush_records: {flush_records}\nlimits:\n  batch_records_max: {batch_records_max}\n  memory_mb: 256\n"
             )
         };
         let direct = text(&world.cluster.address());
