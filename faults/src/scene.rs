@@ -30,6 +30,8 @@ pub(crate) const PARTITIONS: i32 = 4;
 const LIVE_WITHIN: Duration = Duration::from_secs(180);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(20);
+/// What the pipeline says of a client that had lost sight of its cluster.
+const TOLD: &str = "a client knows no broker any more";
 
 static SCENES: AtomicU32 = AtomicU32::new(0);
 
@@ -397,6 +399,8 @@ impl<'w> Scene<'w> {
         });
         let instances: Vec<String> = self.processes.keys().cloned().collect();
         for instance in instances {
+            let told = self.logged(&instance).matches(TOLD).count();
+            outcome.fired("client that knew no broker any more told of them", told as u64);
             if let Err(error) = self.stop(&instance) {
                 outcome.expect(false, || format!("{}: no clean end: {error:#}", self.name));
             }

@@ -21,24 +21,28 @@ const LOST_AFTER: Duration = Duration::from_secs(10);
 pub struct Sight {
     brokers: String,
     none_since: Option<Instant>,
+    knew_one: bool,
 }
 
 impl Sight {
     /// Of a client of this configuration.
     #[must_use]
     pub fn new(config: &ClientConfig) -> Sight {
-        Sight { brokers: config.get("bootstrap.servers").unwrap_or_default().to_owned(), none_since: None }
+        let brokers = config.get("bootstrap.servers").unwrap_or_default().to_owned();
+        Sight { brokers, none_since: None, knew_one: false }
     }
 
     /// To be called now and then, every few seconds at least; `true`: the client had to be told.
     pub fn keep<C: ClientContext>(&mut self, client: &Client<C>) -> bool {
         let is_lost = self.is_lost(knows_a_broker(client), Instant::now());
         if is_lost {
-            // So it is as well where no broker was there yet, and then it changes nothing.
-            tracing::debug!(
-                brokers = self.brokers,
-                "a client knows no broker: telling it of the first ones again"
-            );
+            // Where none was there yet, it changes nothing.
+            if self.knew_one {
+                tracing::warn!(
+                    brokers = self.brokers,
+                    "a client knows no broker any more: telling it of the first ones"
+                );
+            }
             add_brokers(client, &self.brokers);
         }
         is_lost
@@ -47,7 +51,7 @@ impl Sight {
     /// Notes whether it knows one now; `true`: for long it has not.
     fn is_lost(&mut self, knows_a_broker: bool, now: Instant) -> bool {
         if knows_a_broker {
-            self.none_since = None;
+            (self.none_since, self.knew_one) = (None, true);
             return false;
         }
         let is_lost = now.duration_since(*self.none_since.get_or_insert(now)) >= LOST_AFTER;
