@@ -140,9 +140,9 @@ pub fn fetch_wait_ms(commit_interval_ms: u64) -> u64 {
 #[must_use]
 pub fn producer(topology: &Topology, member: &Member) -> ClientConfig {
     let mut config = base(&topology.kafka);
-    // A transaction writes to many partitions, each in requests of its own: shorter makes more of
-    // them, longer leaves more to be sent when all is processed.
-    config.set("linger.ms", "10");
+    // A transaction writes to many partitions, each in requests of its own, and its end waits for none: shorter
+    // than its records take to be processed makes more of them, longer leaves more to be sent at its end.
+    config.set("linger.ms", "30");
     config.set("compression.type", "lz4");
     config.set("retry.backoff.ms", "20");
     config.set("queue.buffering.max.kbytes", member.producer_queue_kib.to_string());
