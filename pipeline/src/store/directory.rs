@@ -53,7 +53,7 @@ impl StoreSettings {
             flush_records_max: topology.state.flush_records_max,
             flush_interval_ms: topology.state.flush_interval_ms,
             dedupe_window_ms: topology.policies.dedupe_window_ms,
-            // A quarter; the producers' queues take another, the consumers' a thirty-second, batches and overlays the rest.
+            // A quarter: what clients and transactions take stands at `Member::new`.
             memory_bytes: topology.limits.memory_mb.saturating_mul(1024 * 1024) / 4,
         }
     }
