@@ -103,8 +103,8 @@ pub fn open_loop(
         sent += 1;
     }
     let settling = Instant::now();
-    while producer.flush(SETTLE_STEP).is_err() {
-        ensure!(settling.elapsed() < SETTLE_TIME_MAX, "the last events are not written");
+    while let Err(error) = producer.flush(SETTLE_STEP) {
+        ensure!(settling.elapsed() < SETTLE_TIME_MAX, "write the last events: {error}");
         sight.keep(producer.client());
     }
     ensure!(producer.context().failed.load(Ordering::Relaxed) == 0, "events were not written");

@@ -153,7 +153,7 @@ fn write_settings(text: &mut String, topology: &Topology) -> Result<()> {
     let (emitted, entry) = (size(limits.emitted_bytes_max), size(limits.entry_bytes_max));
     writeln!(text, "          {emitted} emitted of one raw record, {entry} remembered of one ticket")?;
     let (records, bytes) = (limits.batch_records_max, size(limits.batch_bytes_max));
-    writeln!(text, "          transactions of {records} raw records or {bytes}")?;
+    writeln!(text, "          transactions of {records} raw records or {bytes} at most")?;
     writeln!(text, "          memory of {}", written_size(limits.memory_mb as u64 * 1024 * 1024))?;
 
     let listen = topology.http.listen.map_or("off".to_owned(), |address| address.to_string());

@@ -53,8 +53,8 @@ impl Member {
     /// A stage's worker in a slot of this process, of so many in all stages, with
     /// its share of the memory: a thirty-second of the limit for all consumers' queues,
     /// where a record takes half as much again as its bytes, a quarter for all producers', a sixteenth
-    /// for the records of all transactions, and a sixth for what comes of them, which then fits into the
-    /// producers' queues.
+    /// for the records of all transactions, and a sixth for what comes of them, which mostly fits into the
+    /// producers' queues then.
     #[must_use]
     pub fn new(topology: &Topology, stage: Stage, instance: &str, slot: usize, workers: usize) -> Member {
         let share_kib = topology.limits.memory_mb.saturating_mul(1024) / workers.max(1);
@@ -140,8 +140,8 @@ pub fn fetch_wait_ms(commit_interval_ms: u64) -> u64 {
 #[must_use]
 pub fn producer(topology: &Topology, member: &Member) -> ClientConfig {
     let mut config = base(&topology.kafka);
-    // A transaction writes to many partitions, each in requests of its own, and its end waits for none: shorter
-    // than its records take to be processed makes more of them, longer leaves more to be sent at its end.
+    // A transaction writes to many partitions, each in requests of its own: shorter than its records take to be
+    // processed makes more of them, longer leaves more to be sent at its end. A flush does not wait for it.
     config.set("linger.ms", "30");
     config.set("compression.type", "lz4");
     config.set("retry.backoff.ms", "20");

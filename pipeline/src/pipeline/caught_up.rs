@@ -11,7 +11,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::Every;
 use super::tail::end_of_records;
-use crate::clients::{self, Logs};
+use crate::clients::{self, Asker, Logs};
 use crate::stage::Stage;
 use crate::topics;
 use crate::topology::Topology;
@@ -32,7 +32,7 @@ pub(super) struct CaughtUp {
 /// A stage that is behind.
 struct Waiting {
     stage: Stage,
-    observer: BaseConsumer<Logs>,
+    observer: Asker,
     /// Where its topic ended: open transactions there must be decided first.
     undecided: Vec<(i32, i64)>,
     /// Partitions that are still behind, with the position that they must reach.
@@ -61,8 +61,7 @@ impl CaughtUp {
         self.waiting = None;
         let Some((stage, rest)) = self.stages.split_first() else { return Ok(()) };
         let (stage, topology) = (*stage, &self.topology);
-        let observer: BaseConsumer<Logs> =
-            clients::observer_of(topology, stage).create_with_context(Logs).context("create a client")?;
+        let observer = Asker::new(&clients::observer_of(topology, stage))?;
         let topic = stage.topic(topology);
         let mut waiting = Waiting { stage, observer, undecided: Vec::new(), targets: Vec::new() };
         for partition in 0..self.partitions {
@@ -76,7 +75,7 @@ impl CaughtUp {
                     READ_TIMEOUT,
                 )?));
             } else {
-                let (_, end) = topics::bounds(&waiting.observer, topic, partition)?;
+                let (_, end) = topics::bounds(waiting.observer.client(), topic, partition)?;
                 waiting.undecided.push((partition, end));
             }
         }
@@ -125,7 +124,7 @@ impl Waiting {
         if list.count() == 0 {
             return Ok(true);
         }
-        let committed = self.observer.committed_offsets(list, QUERY_TIMEOUT)?;
+        let committed = self.observer.client().committed_offsets(list, QUERY_TIMEOUT)?;
         self.targets.retain(|(partition, target)| {
             let found = committed.find_partition(topic, *partition).map(|found| found.offset());
             !matches!(found, Some(Offset::Offset(position)) if position >= *target)

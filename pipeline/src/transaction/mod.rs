@@ -14,7 +14,6 @@ use anyhow::anyhow;
 use rdkafka::ClientConfig;
 use rdkafka::error::RDKafkaErrorCode;
 
-use crate::clients::Sight;
 use crate::commit_record::{IdsRecord, NOTHING_KEY};
 use crate::stage::Stage;
 use crate::topology::{KeyedBy, TRANSACTION_TIMEOUT_MS, Topology};
@@ -39,7 +38,6 @@ pub(crate) const MARKED_WITHIN: Duration = Duration::from_secs(25);
 /// A worker's transactional producer.
 pub struct Producer {
     client: Client,
-    sight: Sight,
     routes: Routes,
     input_topic: String,
     group: String,
@@ -115,7 +113,6 @@ impl Producer {
         let queue_kib = number(config, "queue.buffering.max.kbytes").unwrap_or(u64::MAX);
         Ok(Producer {
             client,
-            sight: Sight::new(config),
             routes,
             input_topic: stage.topic(topology).to_owned(),
             group: stage.group(topology),
@@ -151,11 +148,6 @@ impl Producer {
                 Err(_) => step = (step * 2).min(FENCE_STEP_MAX),
             }
         }
-    }
-
-    /// See [`Sight::keep`].
-    pub fn keep_in_sight(&mut self) {
-        self.sight.keep(self.client.native());
     }
 
     /// Looks whether the last commit may have lost its markers. Its coordinator

@@ -21,7 +21,7 @@ use rdkafka::types::RDKafkaType;
 use rdkafka::{ClientConfig, ClientContext, TopicPartitionList, client};
 
 use super::deliveries::{Deliveries, Report};
-use crate::clients::{self, Logs};
+use crate::clients::{self, Logs, Sight};
 use crate::record::Header;
 
 /// How long a client's own thread waits for an event, and so may take to stop.
@@ -104,7 +104,7 @@ impl Client {
         let topics = topics
             .map(|(index, name)| Topic::new(&native, name, well_compressed.contains(&index)))
             .collect::<Result<_>>()?;
-        let events = Events::listen(&native).context("start the producer's thread")?;
+        let events = Events::listen(&native, Sight::new(config)).context("start the producer's thread")?;
         Ok(Client { topics, _events: events, native, heard })
     }
 
@@ -120,10 +120,6 @@ impl Client {
     /// Why the client cannot be used any more, if so.
     pub(super) fn fatal_error(&self) -> Option<String> {
         self.native.fatal_error().map(|(_, why)| why)
-    }
-
-    pub(super) fn native(&self) -> &client::Client<Logs> {
-        &self.native
     }
 
     pub(super) fn topic_name(&self, topic: usize) -> String {
@@ -288,20 +284,22 @@ unsafe extern "C" fn on_acknowledgement(
     NO_ERROR
 }
 
-/// A thread that hands a client's log and its errors on.
+/// A thread that hands a client's log and its errors on, and keeps it in sight of its cluster:
+/// the worker may be waiting for it.
 struct Events {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Events {
-    fn listen(native: &Arc<client::Client<Logs>>) -> std::io::Result<Events> {
+    fn listen(native: &Arc<client::Client<Logs>>, mut sight: Sight) -> std::io::Result<Events> {
         let stop = Arc::new(AtomicBool::new(false));
         let (of_thread, native) = (Arc::clone(&stop), Arc::clone(native));
         let thread = std::thread::Builder::new().name("producer events".into()).spawn(move || {
             // SAFETY: the client lives as long as this thread; the queue is ours until it is destroyed.
             let queue = unsafe { c::rd_kafka_queue_get_main(native.native_ptr()) };
             while !of_thread.load(Ordering::Relaxed) {
+                sight.keep(&native);
                 // SAFETY: the queue is alive; an event is ours until it is destroyed.
                 unsafe {
                     let event = c::rd_kafka_queue_poll(queue, EVENT_WAIT_MS);

@@ -161,7 +161,6 @@ impl Worker {
         )?;
         // Before the group knows us, what a predecessor left open is ended.
         while !producer.fence(FENCE_TIMEOUT)? {
-            producer.keep_in_sight();
             self.published.turn();
             if self.is_stopping() {
                 return Ok(());
@@ -207,7 +206,6 @@ impl Worker {
         loop {
             self.published.turn();
             producer.check_coordinator()?;
-            producer.keep_in_sight();
             sight.keep(consumer.client());
             // What was polled is committed; what was not is the next run's.
             if self.is_stopping() && batch.records.is_empty() {
