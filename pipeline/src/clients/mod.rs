@@ -395,6 +395,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_workers_transactions_take_its_share_of_the_memory_and_no_more_than_is_sound() {
+        const KIB: usize = 1024;
+        let cases = [
+            (384, 2, 12 * 1024 * KIB, 32 * 1024 * KIB),
+            (4096, 2, 16 * 1024 * KIB, 64 * 1024 * KIB),
+            (256, 64, 256 * KIB, 4096 * KIB / 6),
+        ];
+        for (memory_mb, workers, batch, transaction) in cases {
+            let text = format!("limits: {{memory_mb: {memory_mb}}}\n");
+            let topology = Topology::parse("topology.yaml", &text, &|_| None).unwrap();
+            let member = Member::new(&topology, Stage::Tickets, "one", 0, workers);
+            let found = (member.batch_bytes_max, member.transaction_bytes_max);
+            assert_eq!(found, (batch, transaction), "{memory_mb} MiB for {workers} workers");
+        }
+        let refused = Topology::parse("topology.yaml", "limits: {memory_mb: 255}\n", &|_| None);
+        let said = format!("{:?}", refused.unwrap_err());
+        assert!(said.contains("memory_mb") && said.contains("256"), "{said}");
+    }
+
+    #[test]
     fn a_transaction_is_waited_for_as_long_as_its_producer_lets_it_live() {
         for (kafka, seconds) in [("{}", 45), ("{producer: {transaction.timeout.ms: 60000}}", 90)] {
             let topology = Topology::parse("topology.yaml", &format!("kafka: {kafka}\n"), &|_| None).unwrap();
