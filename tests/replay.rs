@@ -6,8 +6,13 @@ use std::collections::BTreeMap;
 
 use crate::datasets::{DataSet, HISTORIES, NASTY};
 use crate::pipeline::{Pipeline, Run, Settings};
-use crate::story::{in_every_partition, moved, opened};
+use crate::process::Log;
+use crate::story::{in_every_partition, in_one_partition, moved, opened, padded};
 use crate::wait;
+
+/// However fast the machine is, the broker keeps whoever reads waiting: a rebuild is met under way.
+const AT_ONCE: &str = "  consumer:\n";
+const SLOWLY: &str = "  consumer:\n    fetch.min.bytes: 100000000\n    fetch.wait.max.ms: 2000\n";
 
 /// All of a data set is emitted, and the group can be reset soon after a run.
 fn emitted(name: &str, set: &DataSet) -> Pipeline {
@@ -132,10 +137,7 @@ fn a_rebuild_that_is_killed_begins_again_and_nothing_is_emitted_from_half_a_stat
             "--execute",
         ]);
     }
-    // However fast the machine is, the broker keeps whoever reads waiting: a rebuild is met under way.
-    let [at_once, slowly] =
-        ["  consumer:\n", "  consumer:\n    fetch.min.bytes: 100000000\n    fetch.wait.max.ms: 2000\n"];
-    pipeline.rewrite(|text| text.replace(at_once, slowly));
+    pipeline.rewrite(|text| text.replace(AT_ONCE, SLOWLY));
     let mut unfinished = 0;
     for (text, count) in [("rebuild begun", 1), ("rebuild begun", 1), ("rebuilt", 1), ("rebuild begun", 2)] {
         let mut process = pipeline.start("a");
@@ -146,12 +148,71 @@ fn a_rebuild_that_is_killed_begins_again_and_nothing_is_emitted_from_half_a_stat
         unfinished += process.log().lines("a replay did not come to its end").len();
         process.kill();
     }
-    pipeline.rewrite(|text| text.replace(slowly, at_once));
+    pipeline.rewrite(|text| text.replace(SLOWLY, AT_ONCE));
     pipeline.lose_disk("a");
     let log = pipeline.run_until_caught_up();
     unfinished += log.lines("a replay did not come to its end").len();
     assert!(unfinished > 0, "no rebuild was cut short");
     pipeline.assert_emitted_again_from(&[first]);
+}
+
+#[test]
+fn a_rebuild_that_is_killed_before_it_has_written_anything_finds_the_state_whole() {
+    let pipeline = emitted("replay-whole", &HISTORIES);
+    let back = pipeline.everywhere(|end| end - 5);
+    pipeline.replay(&["--shift-by", "-5", "--execute"]);
+    pipeline.rewrite(|text| text.replace(AT_ONCE, SLOWLY));
+    let again = |log: &Log| {
+        let lines = log.lines("a replay did not come to its end");
+        assert!(lines.iter().all(|line| line.contains("is_whole=true")), "{}", log.0);
+        lines.len()
+    };
+    for begun_before in [0, 1] {
+        let process = pipeline.start("a");
+        wait::until("a rebuild has begun, or the one before it again", || {
+            let log = process.log();
+            (!log.lines("rebuild begun").is_empty() && again(&log) >= begun_before).then_some(())
+        });
+        process.kill();
+    }
+    pipeline.rewrite(|text| text.replace(SLOWLY, AT_ONCE));
+    pipeline.lose_disk("a");
+    let log = pipeline.run_until_caught_up();
+    assert!(again(&log) > 0 && log.lines("rebuilt").len() == 4, "{}", log.0);
+    pipeline.assert_emitted_again_from(&[back]);
+}
+
+#[test]
+fn a_rebuild_that_is_killed_when_it_has_written_something_begins_again_from_half_a_state() {
+    let pipeline = empty("replay-half");
+    let uids: Vec<String> = in_one_partition("T").take(100).collect();
+    // More than one transaction of a rebuild takes in.
+    pipeline.append(uids.iter().map(|uid| padded(opened(uid), 150_000)));
+    let back = pipeline.everywhere(|end| end);
+    pipeline.append(uids.iter().map(|uid| moved(uid, "closed")));
+    pipeline.run_until_caught_up();
+    let to = back[&0].to_string();
+    pipeline.replay(&["--to-offset", &to, "--partition", "0", "--execute"]);
+    let slowly = SLOWLY.replace("2000", "500");
+    pipeline.rewrite(|text| text.replace(AT_ONCE, &slowly));
+    let [_, ids] = pipeline.logs();
+    let before = pipeline.true_end(ids, 0);
+    let half = |log: &Log| {
+        log.lines("a replay did not come to its end").iter().any(|line| line.contains("is_whole=false"))
+    };
+    for is_half in [false, true] {
+        let process = pipeline.start("a");
+        // A record and a marker of its beginning, and the same of what it writes.
+        wait::until("something is written, or the rebuild before it begins again", || {
+            (pipeline.true_end(ids, 0) >= before + 4 && half(&process.log()) == is_half).then_some(())
+        });
+        process.kill();
+    }
+    pipeline.rewrite(|text| text.replace(&slowly, AT_ONCE));
+    pipeline.lose_disk("a");
+    let log = pipeline.run_until_caught_up();
+    assert!(half(&log) && log.lines("rebuilt").len() == 1, "{}", log.0);
+    pipeline.assert_emitted_again_from(&[back]);
 }
 
 #[test]

@@ -62,6 +62,20 @@ fn event(event_id: &str, event_type: &str, uid: &str, status: &str) -> RawLine {
     record
 }
 
+/// The same event with a note of so many bytes in its ticket.
+pub(crate) fn padded(mut raw: RawLine, bytes: usize) -> RawLine {
+    let mut event: Value = serde_json::from_slice(raw.value.as_deref().unwrap_or_default()).expect("JSON");
+    event["payload"]["ticket"]["notes"] = "n".repeat(bytes).into();
+    raw.value = Some(event.to_string().into_bytes());
+    raw
+}
+
+/// Tickets of the first partition, without end: those of this name with numbers behind it.
+pub(crate) fn in_one_partition(name: &str) -> impl Iterator<Item = String> {
+    let uids = (0..).map(move |number| format!("{name}-{number}"));
+    uids.filter(|uid| partition::of(uid.as_bytes(), PARTITIONS) == 0)
+}
+
 /// Tickets for each partition: those of this name with a number behind it.
 pub(crate) fn in_every_partition(name: &str) -> Vec<String> {
     let in_partition = |wanted: i32| {

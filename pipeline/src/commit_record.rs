@@ -38,8 +38,8 @@ pub const NOTHING_KEY: &[u8] = b"\xffnothing";
 pub enum IdsRecord {
     /// What a transaction did to an input partition.
     Commit(CommitRecord),
-    /// A replay makes the state anew; until the next commit record it belongs
-    /// to no input position.
+    /// A replay makes the state anew: from the first [`IdsRecord::Recomputed`] to the
+    /// next commit record it belongs to no input position.
     Rebuilding(Rebuilding),
     /// What a replay recomputed so far: of a commit record all but that the
     /// state belongs to its input position.

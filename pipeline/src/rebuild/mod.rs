@@ -5,7 +5,7 @@
 //!  Begin ─► Remove ─► Read ─► End
 //!    │        │         │       └ the commit record at the position, and with it our metadata
 //!    │        └─────────┴ entries, tombstones and ids, in transactions
-//!    └ the ids log says that the state belongs to no position now
+//!    └ the ids log says that the state is about to belong to no position
 //! ```
 //!
 //! All of it goes through changelog and ids log, so it survives the loss of the
@@ -26,8 +26,8 @@ use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use crate::commit_record::{CommitRecord, Ends, IDS_MAX, IdsRecord, REPLAYS_KEY, Rebuilding, add_replay};
 use crate::crash::{self, Step};
 use crate::restore::{Replay, Restored, Setup};
-use crate::store::{Positions, Reset};
-use crate::transaction::{Moved, Producer, Trouble};
+use crate::store::{Begun, Positions, Reset};
+use crate::transaction::{Moved, Producer, Transaction, Trouble};
 use reading::{RawReader, StreamTimeReader, output_ends};
 use recompute::Recompute;
 
@@ -83,11 +83,11 @@ impl Rebuild {
     #[must_use]
     pub fn new(setup: &Setup, partition: i32, restored: Restored, replay: Replay) -> Rebuild {
         let Restored { store, position, ends, .. } = restored;
-        let is_whole = replay.whole_at.is_some();
-        let recompute = Recompute::begin(&setup.topology, setup.partitions, store, replay.reset.to, is_whole);
+        let Replay { reset, is_whole, .. } = replay;
+        let recompute = Recompute::begin(&setup.topology, setup.partitions, store, reset.to, is_whole);
         tracing::warn!(
             partition,
-            from = replay.reset.from,
+            from = reset.from,
             to = position,
             raw_records = position - replay.low,
             "REPLAYING: the committed offset is behind the state, which is made anew; what lies between is emitted again"
@@ -155,18 +155,15 @@ impl Rebuild {
                 }
             }
             Stage::Begin => {
-                let opening = if self.replay.is_logged {
-                    None
-                } else {
-                    let output_ends = output_ends(setup)?;
-                    let reset = self.replay.reset;
-                    Some(Rebuilding { from: reset.from, to: reset.to, output_ends })
-                };
-                self.commit(opening, consumer, producer)?;
+                if !self.replay.is_logged {
+                    let Reset { from, to } = self.replay.reset;
+                    let opening = Rebuilding { from, to, output_ends: output_ends(setup)? };
+                    self.commit(Some(opening), consumer, producer)?;
+                }
                 self.stage = Stage::Remove;
                 tracing::info!(
                     partition = self.partition,
-                    "rebuild begun: until its end the state belongs to no position"
+                    "rebuild begun: from its first record on the state belongs to no position"
                 );
             }
             Stage::Remove => {
@@ -231,8 +228,9 @@ impl Rebuild {
         self.recompute.store().open_bytes() >= TRANSACTION_BYTES_MAX
     }
 
-    /// Commits what was written since the last commit. Nothing is handed over
-    /// before Kafka has it, so that after an abort the same can be sent again.
+    /// Commits what was written since the last commit, or, before anything is, that
+    /// the replay begins. Nothing is handed over before Kafka has it, so that after an
+    /// abort the same can be sent again.
     fn commit<C: ConsumerContext>(
         &mut self,
         opening: Option<Rebuilding>,
@@ -244,9 +242,39 @@ impl Rebuild {
         let stream_time_ms = self.recompute.stream_time_ms();
         let mut transaction = producer.begin()?;
         crash::at(Step::Rebuild);
-        if let Some(opening) = opening {
-            transaction.ids(partition, &IdsRecord::Rebuilding(opening), stream_time_ms)?;
+        let is_opening = opening.is_some();
+        match opening {
+            Some(opening) => {
+                transaction.ids(partition, &IdsRecord::Rebuilding(opening), stream_time_ms)?;
+            }
+            None => self.send_written(&mut transaction, is_end)?,
         }
+        let moved = Moved { partition, position, ends: self.ends, is_rebuilding: !is_end };
+        let receipt = transaction.commit(&[moved], consumer)?;
+        self.ends = receipt.ends.first().copied().unwrap_or(self.ends);
+        let Replay { reset, is_whole, .. } = self.replay;
+        // Until something is written, the window of ids is that of the state as it was.
+        let store = self.recompute.store();
+        let whole_time_ms = store.positions().map_or(i64::MIN, |at| at.stream_time_ms);
+        store.seal();
+        store.apply(&Positions {
+            changelog: self.ends.changelog,
+            ids: self.ends.ids,
+            input: if is_end { position } else { reset.from },
+            stream_time_ms: if is_opening { whole_time_ms } else { stream_time_ms },
+            rebuilding: (!is_end).then_some(Begun { reset, has_written: !(is_opening && is_whole) }),
+        })?;
+        store.flush_if_due(Instant::now())?;
+        if receipt.slow {
+            return Err(Trouble::Rebuild("a commit took very long".into()));
+        }
+        Ok(())
+    }
+
+    /// Entries, tombstones and ids; at least one record of the ids log.
+    fn send_written(&mut self, transaction: &mut Transaction<'_>, is_end: bool) -> Result<(), Trouble> {
+        let input = if is_end { self.position } else { self.read_up_to };
+        let (partition, stream_time_ms) = (self.partition, self.recompute.stream_time_ms());
         let store = self.recompute.store();
         for (uid, entry) in store.written_entries() {
             transaction.changelog(partition, uid, entry, stream_time_ms)?;
@@ -255,26 +283,10 @@ impl Rebuild {
         let mut chunks = ids.chunks(IDS_MAX);
         let mut next = Some(chunks.next().unwrap_or_default());
         while let Some(ids) = next {
-            let input = if is_end { position } else { self.read_up_to };
             let commit = CommitRecord { input, stream_time_ms, ids: ids.to_vec() };
             let record = if is_end { IdsRecord::Commit(commit) } else { IdsRecord::Recomputed(commit) };
             transaction.ids(partition, &record, stream_time_ms)?;
             next = chunks.next();
-        }
-        let moved = Moved { partition, position, ends: self.ends, is_rebuilding: !is_end };
-        let receipt = transaction.commit(&[moved], consumer)?;
-        self.ends = receipt.ends.first().copied().unwrap_or(self.ends);
-        store.seal();
-        store.apply(&Positions {
-            changelog: self.ends.changelog,
-            ids: self.ends.ids,
-            input: if is_end { position } else { self.replay.reset.from },
-            stream_time_ms,
-            rebuilding: (!is_end).then_some(self.replay.reset),
-        })?;
-        store.flush_if_due(Instant::now())?;
-        if receipt.slow {
-            return Err(Trouble::Rebuild("a commit took very long".into()));
         }
         Ok(())
     }

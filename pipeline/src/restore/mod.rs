@@ -160,9 +160,8 @@ pub struct Replay {
     pub reset: Reset,
     /// The log has it already: it began before, and did not end.
     pub is_logged: bool,
-    /// Up to which position the state is whole; `None` where an earlier attempt
-    /// has begun to change it.
-    pub whole_at: Option<i64>,
+    /// The state is as it was at `reset.from`: no earlier attempt has changed it.
+    pub is_whole: bool,
     /// Where the raw topic begins now.
     pub low: i64,
 }

@@ -2,7 +2,7 @@
 //! input goes on.
 
 use crate::commit_record::Ends;
-use crate::store::{Positions, Reset};
+use crate::store::{Begun, Positions, Reset};
 
 /// Where the input goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,23 +22,25 @@ pub(super) enum Start {
     },
     /// The committed offset was moved back: what lies between is to be emitted again.
     Replay(Reset),
-    /// A replay began and did not end. Its state is half of what it is to be, so
-    /// it is begun again, at the lowest position that was ever asked for.
+    /// A replay began and did not end. It is begun again, at the lowest position
+    /// that was ever asked for.
     BeginAgain {
         /// What is asked for now.
         reset: Reset,
         /// The position that the log holds as the last one asked for.
         logged_to: i64,
+        /// Nothing of it is written: the state is not half of what it is to be.
+        is_whole: bool,
     },
 }
 
 impl Start {
     /// Judged by the state's input position, which is the last commit record's,
     /// the replay that has not ended, and the committed position.
-    pub(super) fn judge(state: Option<i64>, rebuilding: Option<Reset>, committed: Option<i64>) -> Start {
-        if let Some(Reset { from, to: logged_to }) = rebuilding {
+    pub(super) fn judge(state: Option<i64>, rebuilding: Option<Begun>, committed: Option<i64>) -> Start {
+        if let Some(Begun { reset: Reset { from, to: logged_to }, has_written }) = rebuilding {
             let to = committed.map_or(logged_to, |committed| committed.min(logged_to));
-            return Start::BeginAgain { reset: Reset { from, to }, logged_to };
+            return Start::BeginAgain { reset: Reset { from, to }, logged_to, is_whole: !has_written };
         }
         match (state, committed) {
             (None, None) => Start::Beginning,
@@ -152,9 +154,12 @@ mod tests {
     #[test]
     fn a_replay_that_did_not_end_begins_again_at_the_lowest_position() {
         for (committed, to) in [(None, 5), (Some(5), 5), (Some(7), 5), (Some(12), 5), (Some(2), 2)] {
-            let begun = Some(Reset { from: 9, to: 5 });
-            let again = Start::BeginAgain { reset: Reset { from: 9, to }, logged_to: 5 };
-            assert_eq!(Start::judge(Some(9), begun, committed), again, "{committed:?}");
+            for has_written in [false, true] {
+                let begun = Some(Begun { reset: Reset { from: 9, to: 5 }, has_written });
+                let reset = Reset { from: 9, to };
+                let again = Start::BeginAgain { reset, logged_to: 5, is_whole: !has_written };
+                assert_eq!(Start::judge(Some(9), begun, committed), again, "{committed:?}");
+            }
         }
     }
 }

@@ -40,14 +40,15 @@ impl Restore {
                 );
                 (committed, None)
             }
-            Start::Replay(reset) => (reset.from, Some((reset, false))),
-            Start::BeginAgain { reset, logged_to } => {
+            Start::Replay(reset) => (reset.from, Some((reset, None, true))),
+            Start::BeginAgain { reset, logged_to, is_whole } => {
                 tracing::warn!(
                     partition,
                     position = reset.to,
+                    is_whole,
                     "a replay did not come to its end: beginning it again"
                 );
-                (reset.from, Some((reset, reset.to == logged_to)))
+                (reset.from, Some((reset, Some(logged_to), is_whole)))
             }
         };
         // Of a replay this is the position behind what was ever read.
@@ -70,8 +71,7 @@ impl Restore {
                 setup.topology.ids_topic
             )));
         }
-        let Some((mut reset, is_logged)) = reset else { return Ok((position, None)) };
-        let is_begun = matches!(start, Start::BeginAgain { .. });
+        let Some((mut reset, logged_to, is_whole)) = reset else { return Ok((position, None)) };
         if reset.to < low {
             tracing::warn!(
                 partition,
@@ -81,9 +81,9 @@ impl Restore {
             );
             // What an attempt before this one has removed was judged by the
             // position that it was asked for.
-            reset.to = if is_begun { reset.to } else { low };
+            reset.to = if is_whole { low } else { reset.to };
         }
-        let whole_at = (!is_begun).then_some(reset.from);
-        Ok((reset.to.max(low), Some(Replay { reset, is_logged, whole_at, low })))
+        let is_logged = logged_to == Some(reset.to);
+        Ok((reset.to.max(low), Some(Replay { reset, is_logged, is_whole, low })))
     }
 }

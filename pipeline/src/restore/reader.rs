@@ -12,7 +12,7 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use super::Setup;
 use crate::clients::{self, Logs, Sight};
 use crate::commit_record::{Ends, IdsRecord, Rebuilding};
-use crate::store::{Positions, Reset, Writes};
+use crate::store::{Begun, Positions, Reset, Writes};
 use crate::transaction::Trouble;
 
 /// One step takes about so long.
@@ -155,12 +155,17 @@ impl Reader {
                         positions.rebuilding = None;
                         Some(commit)
                     }
-                    IdsRecord::Recomputed(commit) => Some(commit),
+                    IdsRecord::Recomputed(commit) => {
+                        if let Some(begun) = &mut positions.rebuilding {
+                            begun.has_written = true;
+                        }
+                        Some(commit)
+                    }
                     // The ids that are void now do no harm: they lie ahead, and a
                     // task takes no id for seen that lies ahead of it.
                     IdsRecord::Rebuilding(Rebuilding { from, to, .. }) => {
-                        let reset = positions.rebuilding.unwrap_or(Reset { from, to });
-                        positions.rebuilding = Some(Reset { to: reset.to.min(to), ..reset });
+                        let begun = Begun::after(positions.rebuilding, Reset { from, to });
+                        positions.rebuilding = Some(begun);
                         None
                     }
                     IdsRecord::Nothing => None,

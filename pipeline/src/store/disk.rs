@@ -252,6 +252,8 @@ impl Disk {
         for (stream_time_ms, _) in self.milestones.iter().take(forgotten) {
             writes.batch.delete(milestone_key(*stream_time_ms));
         }
+        // A rebuild writes ids that are older than what was forgotten before it.
+        self.ids_threshold_ms.fetch_min(self.ids_threshold_ms_at(positions), Ordering::Relaxed);
         let mut options = WriteOptions::default();
         options.disable_wal(true);
         self.db
@@ -305,7 +307,7 @@ impl Disk {
 
     pub(super) fn ids_forgotten_before(&self) -> Option<i64> {
         let positions = self.positions?;
-        let threshold_ms = positions.stream_time_ms.saturating_sub(self.shared.settings.dedupe_window_ms);
+        let threshold_ms = self.ids_threshold_ms_at(&positions);
         self.milestones
             .iter()
             .take_while(|(stream_time_ms, _)| *stream_time_ms < threshold_ms)
@@ -380,9 +382,12 @@ impl Disk {
 
     fn raise_ids_threshold(&self) {
         if let Some(positions) = self.positions {
-            let threshold_ms = positions.stream_time_ms.saturating_sub(self.shared.settings.dedupe_window_ms);
-            self.ids_threshold_ms.store(threshold_ms, Ordering::Relaxed);
+            self.ids_threshold_ms.store(self.ids_threshold_ms_at(&positions), Ordering::Relaxed);
         }
+    }
+
+    fn ids_threshold_ms_at(&self, positions: &Positions) -> i64 {
+        positions.stream_time_ms.saturating_sub(self.shared.settings.dedupe_window_ms)
     }
 
     fn milestone_due(&self, positions: &Positions) -> Option<(i64, i64)> {
@@ -397,7 +402,7 @@ impl Disk {
     /// How many of the first milestones are of no more use: all that a later
     /// one, itself forgotten, makes superfluous.
     fn milestones_forgotten(&self, positions: &Positions) -> usize {
-        let threshold_ms = positions.stream_time_ms.saturating_sub(self.shared.settings.dedupe_window_ms);
+        let threshold_ms = self.ids_threshold_ms_at(positions);
         let forgotten =
             self.milestones.iter().take_while(|(stream_time_ms, _)| *stream_time_ms < threshold_ms).count();
         forgotten.saturating_sub(1)

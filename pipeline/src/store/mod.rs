@@ -30,7 +30,7 @@ pub use disk::Writes;
 use disk::{Disk, IdleKey};
 pub use held::Damaged;
 use overlay::Overlay;
-pub use positions::{Positions, Reset};
+pub use positions::{Begun, Positions, Reset};
 
 use crate::crash::{self, Step};
 

@@ -19,7 +19,7 @@ use super::keys::{ID, IDENTITY, MILESTONE, POSITIONS, read_numbers, time_of_byte
 use super::positions::Positions;
 
 /// A store of another version is not read: it is wiped, and restored from the log.
-pub(super) const FORMAT_VERSION: u32 = 2;
+pub(super) const FORMAT_VERSION: u32 = 3;
 
 /// A store's folder as it was found.
 pub(super) struct Found {
