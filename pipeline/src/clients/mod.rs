@@ -26,6 +26,9 @@ pub use sight::Sight;
 /// there is: a few raw records can make gigabytes, and Kafka aborts what lasts too long.
 const TRANSACTION_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// Memory for the queue of one that reads a log, or the raw topic for a rebuild, in KiB.
+const LOG_QUEUE_KIB: &str = "8192";
+
 /// A broker looks every 10 s for transactions that are past their timeout, and then aborts
 /// them, which takes a busy one its time.
 const ABORTED_WITHIN: Duration = Duration::from_secs(30);
@@ -179,6 +182,8 @@ pub fn log_reader(topology: &Topology) -> ClientConfig {
     // It reads to an end, which a broker tells only when a fetch has waited for more.
     config.set("fetch.wait.max.ms", "10");
     set_all(&mut config, &topology.kafka.consumer);
+    // Several read side by side.
+    config.set("queued.max.messages.kbytes", LOG_QUEUE_KIB);
     config.set("group.id", &topology.group);
     config.set("isolation.level", "read_committed");
     config.set("enable.auto.commit", "false");

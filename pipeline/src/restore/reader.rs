@@ -21,9 +21,6 @@ const STEP_TIME_MAX: Duration = Duration::from_millis(100);
 /// The clock is looked at once for so many records.
 const RECORDS_PER_LOOK: u64 = 256;
 
-/// Memory for one client's queue; several read side by side.
-const QUEUE_KIB: &str = "8192";
-
 /// A consumer that closes is asked so often whether it has.
 const CLOSE_POLL: Duration = Duration::from_millis(1);
 
@@ -76,8 +73,7 @@ impl Reader {
         };
         // A client for each log: the end of a partition is told without its
         // topic, so one from before must not be taken for it.
-        let mut config = clients::log_reader(topology);
-        config.set("queued.max.messages.kbytes", QUEUE_KIB);
+        let config = clients::log_reader(topology);
         let client = create(&config)?;
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(topic, partition, Offset::Offset(position))
