@@ -186,14 +186,11 @@ fn a_native_event_that_would_not_fit_still_meets_its_twin_in_a_rebuild() {
     partition.replay(4, 3, None);
 }
 
-#[test]
-fn event_ids_that_return_across_tickets_and_windows_are_judged_as_the_first_time() {
-    let mut random = Random::new();
-    let topology = topology("policies: { dedupe_window: 24h }");
-    let (mut derived, mut silent) = (0, 0);
-    for round in 0..40 {
-        let mut time_ms = 1_767_571_200_000;
-        let raw = (0..120).map(|offset| {
+/// Records of few tickets and few event ids, over many windows.
+fn with_returning_ids(random: &mut Random) -> Vec<RawLine> {
+    let mut time_ms = 1_767_571_200_000;
+    (0..120)
+        .map(|offset| {
             // Half a window or less, now and then backwards: many ids are just within it.
             time_ms += random.below(6 * 3_600_000) as i64;
             let timestamp_ms =
@@ -217,11 +214,25 @@ fn event_ids_that_return_across_tickets_and_windows_are_judged_as_the_first_time
             let key = (!random.once_in(6)).then(|| uid.into_bytes());
             let value = (!random.once_in(20)).then(|| envelope.to_string().into_bytes());
             RawLine { partition: 0, offset, timestamp_ms, key, value, headers: Vec::new() }
-        });
-        let partition = Partition::new(&topology, raw.collect());
-        derived += partition.emitted.iter().flatten().filter(|line| line.contains("\"derived\"")).count();
-        silent += partition.emitted.iter().filter(|lines| lines.is_empty()).count();
+        })
+        .collect()
+}
+
+#[test]
+fn event_ids_that_return_across_tickets_and_windows_are_judged_as_the_first_time() {
+    let mut random = Random::new();
+    let topology = topology("policies: { dedupe_window: 24h }");
+    for round in 0..40 {
+        // Now and then chance makes too little happen: then it has another try.
+        let partition = (0..10)
+            .map(|_| Partition::new(&topology, with_returning_ids(&mut random)))
+            .find(|partition| {
+                let lines = partition.emitted.iter().flatten();
+                let derived = lines.filter(|line| line.contains("\"derived\"")).count();
+                let silent = partition.emitted.iter().filter(|lines| lines.is_empty()).count();
+                derived > 5 && silent > 5
+            })
+            .expect("much is derived, and there are duplicates and twins");
         replay_everywhere(&format!("round {round}"), &partition, &mut random, 4);
     }
-    assert!(derived > 200 && silent > 200, "derived {derived}, duplicates and twins {silent}");
 }
