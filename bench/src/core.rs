@@ -151,7 +151,7 @@ impl Metrics {
         self.published.turn();
         self.published.publish(Status { counts: self.counts.clone(), ..Status::default() });
         self.instruments.transaction(telemetry::Outcome::Committed, began.elapsed());
-        self.instruments.committed(0, self.times_ms.drain(..));
+        self.instruments.committed(self.times_ms.len(), 0, self.times_ms.drain(..));
     }
 }
 

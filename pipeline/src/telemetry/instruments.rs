@@ -64,10 +64,10 @@ impl Instruments {
         self.duration.record(duration.as_secs_f64(), attributes);
     }
 
-    /// A transaction of so many bytes was committed just now, with records of
+    /// A transaction of so many records and bytes was committed just now, with
     /// these Kafka timestamps; a negative one says nothing.
-    pub fn committed(&self, bytes: usize, times_ms: impl ExactSizeIterator<Item = i64>) {
-        self.records.record(times_ms.len() as f64, &[]);
+    pub fn committed(&self, records: usize, bytes: usize, times_ms: impl Iterator<Item = i64>) {
+        self.records.record(records as f64, &[]);
         self.size.record(bytes as f64, &[]);
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now_ms = i64::try_from(since.as_millis()).unwrap_or(i64::MAX);

@@ -127,7 +127,7 @@ mod tests {
         let telemetry = Telemetry::start(&health, true).unwrap();
         let instruments = telemetry.instruments();
         instruments.transaction(Outcome::Committed, std::time::Duration::from_millis(30));
-        instruments.committed(2_000, [0, i64::MAX, -1].into_iter());
+        instruments.committed(3, 2_000, [0, i64::MAX, -1].into_iter());
         let text = telemetry.page().text().unwrap();
         // These need a partition.
         let with_tasks = [metrics::LAG, metrics::LAG_TIME, metrics::RESTORE_REMAINING, metrics::STORE_SIZE];

@@ -208,7 +208,7 @@ impl Worker {
             producer.check_coordinator()?;
             sight.keep(consumer.client());
             // What was polled is committed; what was not is the next run's.
-            if self.is_stopping() && batch.records.is_empty() {
+            if self.is_stopping() && batch.is_empty() {
                 return Ok(());
             }
             if self.orders.rejoin(self.setup.stage).swap(false, Ordering::Relaxed) {
@@ -235,12 +235,13 @@ impl Worker {
                 }
                 self.publish();
             }
-            let is_due = (due || self.is_stopping()) && !batch.records.is_empty();
+            let is_due = (due || self.is_stopping()) && !batch.is_empty();
             if is_due || self.tasks.are_foreign() {
                 let began = Instant::now();
-                match self.turn(consumer, producer, &batch) {
+                let partitions = batch.due(batch.is_full() || self.is_stopping(), began);
+                match self.turn(consumer, producer, (&batch, &partitions)) {
                     Ok(done) => {
-                        batch.drop_first(done.records, began);
+                        batch.drop_first(&partitions, done.records, (began, Instant::now()));
                         troubles = 0;
                         if done.slow {
                             return Err(Trouble::Rebuild("a commit took very long".into()));

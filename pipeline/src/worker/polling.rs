@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::anyhow;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::Message;
+use rdkafka::message::{BorrowedMessage, Message};
 
 use super::Worker;
 use super::assignment::Assignment;
@@ -19,14 +19,14 @@ const IDLE_POLL: Duration = Duration::from_millis(100);
 const RESTORE_POLL: Duration = Duration::from_millis(10);
 
 impl Worker {
-    /// Polls until the batch is due and holds all that comes at once, or nothing
+    /// Polls until some of the batch is due and it holds all that comes at once, or nothing
     /// more comes at once while there is a restore to advance. Rebalances land
     /// here, with no transaction open. After a trouble it polls at least for that
     /// long, whatever the batch.
     pub(super) fn poll<'c>(
         &mut self,
         consumer: &'c BaseConsumer<Assignment>,
-        batch: &mut Batch<'c>,
+        batch: &mut Batch<BorrowedMessage<'c>>,
         restores_wait: bool,
         pause: Duration,
     ) -> Result<bool, Trouble> {
@@ -34,7 +34,7 @@ impl Worker {
         loop {
             let pausing =
                 not_before.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()));
-            let mut wait = batch.wait().unwrap_or(IDLE_POLL).max(pausing).min(IDLE_POLL);
+            let mut wait = batch.wait(Instant::now()).unwrap_or(IDLE_POLL).max(pausing).min(IDLE_POLL);
             let at_once = self.tasks.are_restoring() || self.tasks.are_rebuilding();
             if at_once && pausing.is_zero() {
                 wait = wait.min(if restores_wait { RESTORE_POLL } else { Duration::ZERO });
@@ -53,10 +53,7 @@ impl Worker {
             if !changes.is_empty() {
                 self.tasks.follow(self.setup.stage, &changes)?;
                 let tasks = &mut self.tasks;
-                batch.records.retain(|record| tasks.running(record.partition()).is_some());
-                if batch.records.is_empty() {
-                    batch.clear();
-                }
+                batch.retain(|partition| tasks.running(partition).is_some());
                 self.publish();
             }
             match polled {
@@ -70,7 +67,7 @@ impl Worker {
                 Some(Err(error)) => self.judge(consumer, &error)?,
                 None => {}
             }
-            let is_waiting = came || batch.wait().is_none_or(|wait| !wait.is_zero());
+            let is_waiting = came || batch.wait(Instant::now()).is_none_or(|wait| !wait.is_zero());
             let due = batch.is_full() || !is_waiting;
             let pausing = not_before.is_some_and(|until| Instant::now() < until);
             if self.is_stopping() || (!pausing && (due || !came)) {

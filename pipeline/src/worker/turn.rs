@@ -1,15 +1,15 @@
-//! One batch, one transaction: its records are processed, what came of them is
+//! One transaction: the records that are due are processed, what came of them is
 //! sent, Kafka commits, and the stores follow.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::message::Message;
+use rdkafka::message::{BorrowedMessage, Message};
 
 use super::Worker;
 use super::assignment::Assignment;
-use super::batch::Batch;
+use super::batch::{Batch, bytes};
 use super::sending::{process, send_task};
 use crate::consumed::{raw_record, timestamp_ms};
 use crate::crash::{self, Step};
@@ -22,9 +22,9 @@ use crate::transaction::{Moved, Producer, Transaction, Trouble};
 /// what lasts too long.
 const PROCESSING_TIME_MAX: Duration = Duration::from_millis(TRANSACTION_TIMEOUT_MS / 3);
 
-/// What became of a batch.
+/// What became of the records that were due.
 pub(super) struct Done {
-    /// So many of its records are dealt with, from the first on.
+    /// So many of them are dealt with, from the first on.
     pub(super) records: usize,
     committed: bool,
     /// The commit took so long that a stray of it may come late.
@@ -32,35 +32,36 @@ pub(super) struct Done {
 }
 
 impl Worker {
-    /// A batch in, one transaction out.
+    /// The batch's records of these partitions in, one transaction out.
     pub(super) fn turn(
         &mut self,
         consumer: &BaseConsumer<Assignment>,
         producer: &mut Producer,
-        batch: &Batch<'_>,
+        (batch, partitions): (&Batch<BorrowedMessage<'_>>, &[i32]),
     ) -> Result<Done, Trouble> {
         let began = Instant::now();
         let (traces, topology) = (self.traces.clone(), Arc::clone(&self.setup.topology));
         let mut trace = traces.transaction(&topology, self.setup.stage);
-        let result = self.transact(consumer, producer, batch, &mut trace);
+        let result = self.transact(consumer, producer, (batch, partitions), &mut trace);
         let outcome = match &result {
             Ok(Done { committed: true, .. }) => Outcome::Committed,
             Ok(_) | Err(Trouble::Again(_)) => Outcome::Aborted,
             Err(_) => Outcome::Unknown,
         };
         self.instruments.transaction(outcome, began.elapsed());
-        trace.end(outcome, result.as_ref().map_or(batch.records.len(), |done| done.records));
+        trace
+            .end(outcome, result.as_ref().map_or_else(|_| batch.of(partitions).count(), |done| done.records));
         result
     }
 
-    /// The transaction itself, which is aborted where nothing of the batch is ours any more.
+    /// The transaction itself, which is aborted where nothing of that is ours any more.
     ///
     /// The order is the guarantee: Kafka commits, then the stores follow.
     fn transact(
         &mut self,
         consumer: &BaseConsumer<Assignment>,
         producer: &mut Producer,
-        batch: &Batch<'_>,
+        (batch, partitions): (&Batch<BorrowedMessage<'_>>, &[i32]),
         trace: &mut telemetry::Transaction<'_>,
     ) -> Result<Done, Trouble> {
         if consumer.assignment_lost() {
@@ -72,9 +73,9 @@ impl Worker {
         crash::at(Step::Process);
         let mut headers = Vec::new();
         let (began, mut records, mut remembered_bytes) = (Instant::now(), 0, 0);
-        for record in &batch.records {
-            let bytes = transaction.sent_bytes() + remembered_bytes;
-            if bytes >= self.member.transaction_bytes_max || began.elapsed() >= PROCESSING_TIME_MAX {
+        for record in batch.of(partitions) {
+            let so_far = transaction.sent_bytes() + remembered_bytes;
+            if so_far >= self.member.transaction_bytes_max || began.elapsed() >= PROCESSING_TIME_MAX {
                 break;
             }
             records += 1;
@@ -106,9 +107,9 @@ impl Worker {
         self.status.last_commit = Some(SystemTime::now());
         self.publish();
         let is_end = self.setup.stage == Stage::Tickets;
-        let done = batch.records.iter().take(records);
-        let times_ms = done.map(|record| if is_end { timestamp_ms(record) } else { -1 });
-        self.instruments.committed(batch.bytes_of_first(records), times_ms);
+        let done = || batch.of(partitions).take(records);
+        let times_ms = done().map(|record| if is_end { timestamp_ms(record) } else { -1 });
+        self.instruments.committed(records, done().map(bytes).sum(), times_ms);
         Ok(Done { records, committed: true, slow: receipt.slow })
     }
 
