@@ -6,7 +6,9 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::ops::RangeInclusive;
+use std::collections::btree_map::Entry as Slot;
+
+use smallvec::{SmallVec, smallvec};
 
 use crate::canonical;
 use crate::codec::{Reader, put_bytes, put_signed, put_varint};
@@ -51,27 +53,13 @@ pub enum Reception {
 ///
 /// One event may change tens of thousands of custom fields, so they are found, not
 /// looked through.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Waiting<'a> {
-    by_place: BTreeMap<Place<'a>, Said>,
+    by_place: BTreeMap<Place<'a>, SmallVec<[Said; 1]>>,
 }
 
-/// The numbers are no part of what is known, only the order that they make.
-impl PartialEq for Waiting<'_> {
-    fn eq(&self, other: &Waiting<'_>) -> bool {
-        self.len() == other.len()
-            && self.by_place.iter().zip(&other.by_place).all(|(one, other)| {
-                let ((field, subject, _), said) = one;
-                let ((other_field, other_subject, _), other_said) = other;
-                field == other_field && subject == other_subject && said == other_said
-            })
-    }
-}
-
-impl Eq for Waiting<'_> {}
-
-/// Field, subject, and a number that grows with each that came.
-type Place<'a> = ([u8; 4], Cow<'a, str>, u64);
+/// Field, as a number that is quickly compared, and subject. Where none waits there is no place.
+type Place<'a> = (u32, Cow<'a, str>);
 
 /// What was announced, by whom, and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,36 +72,32 @@ struct Said {
 impl<'a> Waiting<'a> {
     /// Announces.
     pub fn announce(&mut self, new: Announcement<'a>, by: Announcer, since_ms: i64) -> Reception {
-        let beside = places(new.field, &new.subject);
-        let twin = |said: &Said| said.by != by && said.digest == new.digest;
-        let met = self.by_place.range(beside.clone()).find(|(_, said)| twin(said)).map(|(place, _)| place.2);
-        if let Some(number) = met {
-            self.by_place.remove(&(new.field, new.subject, number));
+        let said = Said { digest: new.digest, by, since_ms };
+        let mut beside = match self.by_place.entry(place(new.field, new.subject)) {
+            Slot::Vacant(slot) => {
+                slot.insert(smallvec![said]);
+                return Reception::Emit;
+            }
+            Slot::Occupied(beside) => beside,
+        };
+        let all = beside.get_mut();
+        if let Some(met) = all.iter().position(|other| other.by != by && other.digest == said.digest) {
+            all.remove(met);
+            if all.is_empty() {
+                beside.remove();
+            }
             return Reception::Twin;
         }
         // Those of the other origin missed their twin; of the others the oldest goes.
-        let (mut gone, mut stay, mut number) = (Vec::new(), 0, 0);
-        for (place, said) in self.by_place.range(beside).rev() {
-            number = number.max(place.2 + 1);
-            stay += usize::from(said.by == by);
-            if said.by != by || stay >= WAITING_MAX {
-                gone.push(place.2);
-            }
-        }
-        for number in gone {
-            self.by_place.remove(&(new.field, new.subject.clone(), number));
-        }
-        let said = Said { digest: new.digest, by, since_ms };
-        self.by_place.insert((new.field, new.subject, number), said);
+        all.retain(|other| other.by == by);
+        all.drain(..(all.len() + 1).saturating_sub(WAITING_MAX));
+        all.push(said);
         Reception::Emit
     }
 
     /// Ends the waiting of one field and subject.
     pub fn end(&mut self, field: [u8; 4], subject: Cow<'a, str>) {
-        let gone: Vec<u64> = self.by_place.range(places(field, &subject)).map(|(place, _)| place.2).collect();
-        for number in gone {
-            self.by_place.remove(&(field, subject.clone(), number));
-        }
+        self.by_place.remove(&place(field, subject));
     }
 
     /// Ends all waiting.
@@ -123,15 +107,18 @@ impl<'a> Waiting<'a> {
 
     /// Forgets those that were made before this Kafka timestamp.
     pub fn forget(&mut self, before_ms: i64) {
-        if self.by_place.values().any(|said| said.since_ms < before_ms) {
-            self.by_place.retain(|_, said| said.since_ms >= before_ms);
+        if self.all().any(|said| said.since_ms < before_ms) {
+            self.by_place.retain(|_, beside| {
+                beside.retain(|said| said.since_ms >= before_ms);
+                !beside.is_empty()
+            });
         }
     }
 
     /// How many wait.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.by_place.len()
+        self.by_place.values().map(SmallVec::len).sum()
     }
 
     /// Whether none waits.
@@ -143,38 +130,43 @@ impl<'a> Waiting<'a> {
     /// The Kafka timestamp of the newest, in milliseconds.
     #[must_use]
     pub fn newest_ms(&self) -> Option<i64> {
-        self.by_place.values().map(|said| said.since_ms).max()
+        self.all().map(|said| said.since_ms).max()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Said> {
+        self.by_place.values().flatten()
     }
 
     /// Writes them all.
     pub fn encode(&self, out: &mut Vec<u8>) {
         put_varint(out, self.len() as u64);
-        for ((field, subject, _), said) in &self.by_place {
-            out.extend_from_slice(field);
-            out.push(u8::from(said.by == Announcer::Native));
-            put_bytes(out, subject.as_bytes());
-            out.extend_from_slice(&said.digest);
-            put_signed(out, said.since_ms);
+        for ((field, subject), beside) in &self.by_place {
+            for said in beside {
+                out.extend_from_slice(&field.to_be_bytes());
+                out.push(u8::from(said.by == Announcer::Native));
+                put_bytes(out, subject.as_bytes());
+                out.extend_from_slice(&said.digest);
+                put_signed(out, said.since_ms);
+            }
         }
     }
 
     /// Reads what [`Waiting::encode`] wrote, in whatever order it stands.
     pub fn decode(reader: &mut Reader<'a>) -> Option<Waiting<'a>> {
         let mut waiting = Waiting::default();
-        for number in 0..reader.length()? as u64 {
+        for _ in 0..reader.length()? {
             let field = reader.array()?;
             let by = if reader.byte()? == 1 { Announcer::Native } else { Announcer::Derived };
             let subject = Cow::Borrowed(std::str::from_utf8(reader.bytes()?).ok()?);
             let said = Said { digest: reader.array()?, by, since_ms: reader.signed()? };
-            waiting.by_place.insert((field, subject, number), said);
+            waiting.by_place.entry(place(field, subject)).or_default().push(said);
         }
         Some(waiting)
     }
 }
 
-/// Where those of one field and subject stand.
-fn places<'s>(field: [u8; 4], subject: &'s str) -> RangeInclusive<Place<'s>> {
-    (field, Cow::Borrowed(subject), 0)..=(field, Cow::Borrowed(subject), u64::MAX)
+fn place(field: [u8; 4], subject: Cow<'_, str>) -> Place<'_> {
+    (u32::from_be_bytes(field), subject)
 }
 
 /// The announcement of a change that was derived.
@@ -303,7 +295,7 @@ mod tests {
     }
 
     fn digests(waiting: &Waiting<'_>) -> Vec<u8> {
-        waiting.by_place.values().map(|said| said.digest[0]).collect()
+        waiting.all().map(|said| said.digest[0]).collect()
     }
 
     #[test]

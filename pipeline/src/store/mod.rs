@@ -221,7 +221,9 @@ impl Store {
         for (uid, entry) in self.recent.entries() {
             writes.entry(uid, entry);
         }
-        for (id, seen) in self.recent.ids() {
+        let mut ids: Vec<_> = self.recent.ids().collect();
+        ids.sort_unstable_by_key(|(id, _)| u128::from_be_bytes(*id));
+        for (id, seen) in ids {
             writes.id(&id, seen);
         }
         crash::at(Step::Write);

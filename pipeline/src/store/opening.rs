@@ -132,7 +132,8 @@ pub(super) fn table_options(shared: &Shared) -> Options {
     // Most event ids are new: without it each would be searched for in vain.
     options.set_memtable_prefix_bloom_ratio(0.05);
     options.set_memtable_whole_key_filtering(true);
-    options.set_compression_type(DBCompressionType::Lz4);
+    // What is flushed is soon merged with more, and compressed then.
+    options.set_compression_per_level(&[DBCompressionType::None, DBCompressionType::Lz4]);
     options.set_enable_blob_files(true);
     options.set_min_blob_size(4 * 1024);
     options.set_blob_compression_type(DBCompressionType::Lz4);
