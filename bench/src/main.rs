@@ -159,7 +159,7 @@ struct Bounds {
     #[arg(long, default_value_t = 300_000)]
     events: u64,
     /// For each of these limits, in MB.
-    #[arg(long, value_delimiter = ',', default_value = "384,256")]
+    #[arg(long, value_delimiter = ',', default_value = "320,256")]
     memory_mb: Vec<u64>,
 }
 

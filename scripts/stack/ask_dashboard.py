@@ -8,6 +8,7 @@ histories.py. Exit code 1 where a query answers otherwise, or is predicted nothi
 
 import collections
 import json
+import pathlib
 import re
 import sys
 import time
@@ -20,8 +21,9 @@ from histories import Histories
 # What Grafana makes of $__rate_interval at our scrape interval.
 RATE_INTERVAL = "20s"
 PROCESSES = 3
-# A quarter of the default of limits.memory_mb.
-CACHE_LIMIT = 512 * 1024 * 1024 // 4
+# A quarter of what the shipped topology has as limits.memory_mb.
+TOPOLOGY = pathlib.Path(__file__).parents[2] / "topology.yaml"
+CACHE_LIMIT = int(re.search(r"^ +memory_mb: (\d+)", TOPOLOGY.read_text(encoding="utf-8"), re.M)[1]) * 1024 * 1024 // 4
 # A worker that has committed publishes it; that takes no longer.
 PUBLISHED_SECONDS_MAX = 60
 

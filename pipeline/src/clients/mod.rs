@@ -403,7 +403,7 @@ mod tests {
     fn a_workers_transactions_take_its_share_of_the_memory_and_no_more_than_is_sound() {
         const KIB: usize = 1024;
         let cases = [
-            (384, 2, 12 * 1024 * KIB, 32 * 1024 * KIB),
+            (320, 2, 10 * 1024 * KIB, 163_840 * KIB / 6),
             (4096, 2, 16 * 1024 * KIB, 64 * 1024 * KIB),
             (256, 64, 256 * KIB, 4096 * KIB / 6),
         ];

@@ -136,7 +136,7 @@ fn the_shipped_topology_is_the_contracts_defaults() {
     assert_eq!(shipped.limits.entry_bytes_max, 4_000 * 1024);
     assert_eq!(shipped.limits.batch_records_max, 8000);
     assert_eq!(shipped.limits.batch_bytes_max, 16 * 1024 * 1024);
-    assert_eq!(shipped.limits.memory_mb, 384);
+    assert_eq!(shipped.limits.memory_mb, 320);
     assert_eq!(shipped.kafka.brokers, "localhost:9092");
     assert_eq!(shipped.kafka.masked_properties().count(), 0);
     assert_eq!(rules(&shipped), default_rules());
