@@ -95,7 +95,9 @@ fn read(
     let is_load = course.store.positions().is_none();
     let load_bytes_max = course.store.load_bytes_max();
     let bytes_max = if is_load { load_bytes_max } else { STEP_BYTES_MAX };
-    let mut writes = Writes::default();
+    // What is loaded grows large: without room it would be copied whenever it outgrows its memory.
+    let empty = || if is_load { Writes::with_capacity(bytes_max + bytes_max / 8) } else { Writes::default() };
+    let mut writes = empty();
     let mut records = 0;
     let mut first_time_ms = None;
     while let Some(mut reader) = Reader::open(setup, partition, &positions, targets)? {
@@ -126,7 +128,7 @@ fn read(
                 crash::at(Step::Restore);
             }
             if is_load && writes.size_bytes() >= bytes_max {
-                course.store.load(std::mem::take(&mut writes), &positions)?;
+                course.store.load(std::mem::replace(&mut writes, empty()), &positions)?;
             } else if !is_load && (read.records > 0 || ended) {
                 course.store.write(std::mem::take(&mut writes), &positions, false)?;
                 course.store.flush_if_due(Instant::now())?;

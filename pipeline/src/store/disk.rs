@@ -59,6 +59,12 @@ impl std::fmt::Debug for Writes {
 }
 
 impl Writes {
+    /// With room for so many bytes.
+    #[must_use]
+    pub fn with_capacity(bytes: usize) -> Writes {
+        Writes { batch: WriteBatch::with_capacity_bytes(bytes), entries: 0 }
+    }
+
     /// A ticket's entry; `None` is a tombstone.
     pub fn entry(&mut self, uid: &[u8], entry: Option<&[u8]>) {
         self.entries += 1;

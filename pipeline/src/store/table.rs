@@ -6,30 +6,29 @@ use std::path::Path;
 
 use rocksdb::{DB, IngestExternalFileOptions, Options, SstFileWriter, WriteBatch, WriteBatchIterator};
 
-/// A batch's rows, to be sorted.
-#[derive(Default)]
-struct Rows {
-    bytes: Vec<u8>,
+/// Where a batch's rows stand in its bytes, to be sorted: a copy would take as much memory again.
+struct Rows<'b> {
+    bytes: &'b [u8],
     rows: Vec<(Range<usize>, Option<Range<usize>>)>,
 }
 
-impl Rows {
-    fn copy(&mut self, bytes: &[u8]) -> Range<usize> {
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(bytes);
-        start..self.bytes.len()
+impl Rows<'_> {
+    /// RocksDB hands out parts of the batch's own bytes (`WriteBatchInternal::Iterate`).
+    fn place(&self, part: &[u8]) -> Range<usize> {
+        let start = part.as_ptr().addr().wrapping_sub(self.bytes.as_ptr().addr());
+        let place = start..start.saturating_add(part.len());
+        debug_assert_eq!(self.bytes.get(place.clone()), Some(part));
+        place
     }
 }
 
-impl WriteBatchIterator for Rows {
+impl WriteBatchIterator for Rows<'_> {
     fn put(&mut self, key: &[u8], value: &[u8]) {
-        let (key, value) = (self.copy(key), self.copy(value));
-        self.rows.push((key, Some(value)));
+        self.rows.push((self.place(key), Some(self.place(value))));
     }
 
     fn delete(&mut self, key: &[u8]) {
-        let key = self.copy(key);
-        self.rows.push((key, None));
+        self.rows.push((self.place(key), None));
     }
 }
 
@@ -42,7 +41,7 @@ pub(super) fn take_in(
     batch: &WriteBatch,
     is_first: bool,
 ) -> Result<(), rocksdb::Error> {
-    let mut all = Rows { bytes: Vec::with_capacity(batch.size_in_bytes()), rows: Vec::new() };
+    let mut all = Rows { bytes: batch.data(), rows: Vec::with_capacity(batch.len()) };
     batch.iterate(&mut all);
     let Rows { bytes, mut rows } = all;
     let bytes_of = |range: &Range<usize>| bytes.get(range.clone()).unwrap_or_default();
