@@ -32,32 +32,23 @@ pub(crate) fn run(settings: &Settings, histories: &Histories, tickets: u64, roun
 
     let mut row = Row { name: format!("{tickets} tickets"), rounds: Vec::new() };
     for _ in 0..rounds {
-        std::fs::remove_dir_all(contestant.state()).context("remove the state")?;
-        let started = Instant::now();
-        let pids = contestant.start()?;
-        lines(&mut contestant, "restoring", 1)?;
-        let (began, used_s) = (Instant::now(), process::cpu_s(&pids)?);
-        let log = lines(&mut contestant, "restored", usize::try_from(settings.partitions)?)?;
-        let (seconds, start_s) = (began.elapsed().as_secs_f64(), started.elapsed().as_secs_f64());
-        let used_s = process::cpu_s(&pids)? - used_s;
-        let records: u64 = log.lines().filter_map(|line| number(line, "restored", "records")).sum();
+        let start = start_without_disk(&mut contestant, settings)?;
         ensure!(
-            records >= audit.changelog_records,
-            "{records} of {} records were restored",
+            start.records >= audit.changelog_records,
+            "{} of {} records were restored",
+            start.records,
             audit.changelog_records
         );
-        let records = records as f64;
+        let records = start.records as f64;
         let mb = audit.changelog_bytes as f64 / 1e6;
-        let rss_mb = process::rss_peaks_mb(&pids)?;
         row.rounds.push(vec![
-            records / seconds,
-            mb / seconds,
-            seconds,
-            start_s,
-            used_s / records * 1e6,
-            rss_mb,
+            records / start.seconds,
+            mb / start.seconds,
+            start.seconds,
+            start.seconds_in_all,
+            start.used_s / records * 1e6,
+            start.peak_mb,
         ]);
-        contestant.stop()?;
     }
     contestant.remove_with_source()?;
     println!(
@@ -67,6 +58,38 @@ pub(crate) fn run(settings: &Settings, histories: &Histories, tickets: u64, roun
         report::table(&COLUMNS, std::slice::from_ref(&row))
     );
     Ok(json!({ "tickets": tickets, "rows": report::json(&COLUMNS, &[row]) }))
+}
+
+/// A start that restored all of its state.
+pub(crate) struct Start {
+    records: u64,
+    /// From the first partition's beginning to the last one's end.
+    seconds: f64,
+    /// From the process's start to that.
+    seconds_in_all: f64,
+    /// CPU seconds from the first partition's beginning on.
+    used_s: f64,
+    /// The most memory of the process.
+    pub(crate) peak_mb: f64,
+}
+
+/// Removes the state of a contestant that is stopped, starts it and stops it again.
+pub(crate) fn start_without_disk(contestant: &mut Contestant, settings: &Settings) -> Result<Start> {
+    std::fs::remove_dir_all(contestant.state()).context("remove the state")?;
+    let started = Instant::now();
+    let pids = contestant.start()?;
+    lines(contestant, "restoring", 1)?;
+    let (began, used_s) = (Instant::now(), process::cpu_s(&pids)?);
+    let log = lines(contestant, "restored", usize::try_from(settings.partitions)?)?;
+    let start = Start {
+        records: log.lines().filter_map(|line| number(line, "restored", "records")).sum(),
+        seconds: began.elapsed().as_secs_f64(),
+        seconds_in_all: started.elapsed().as_secs_f64(),
+        used_s: process::cpu_s(&pids)? - used_s,
+        peak_mb: process::rss_peaks_mb(&pids)?,
+    };
+    contestant.stop()?;
+    Ok(start)
 }
 
 /// Waits until the run has logged so many lines of this text; the log so far.

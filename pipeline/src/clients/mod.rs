@@ -40,7 +40,8 @@ pub struct Member {
     pub id: String,
     /// The group that it belongs to.
     pub group: String,
-    /// How long after the first worker's its transactions begin.
+    /// How far into the commit interval its first transaction begins (half as far where it has two in it):
+    /// between those of the others.
     pub offset: Duration,
     /// Memory for the consumer's queue, in KiB.
     pub consumer_queue_kib: usize,

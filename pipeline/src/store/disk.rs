@@ -21,7 +21,8 @@ use super::keys::{
 };
 use super::opening::{FORMAT_VERSION, Found, table_options, wipe, wipe_damaged};
 use super::positions::Positions;
-use super::{EventHash, Seen, table};
+use super::table::{self, Rows};
+use super::{EventHash, Seen};
 use crate::entry;
 
 /// A window has so many milestones; the ids log is cut at one of them, so that
@@ -285,15 +286,16 @@ impl Disk {
             writes.batch.put(milestone_key(stream_time_ms), numbers([ids]));
         }
         let table = self.path.join("load");
-        table::take_in(&self.db, &table_options(&self.shared), &table, &writes.batch, !self.is_loaded)
+        let rows = Rows::of(&writes.batch)?;
+        table::take_in(&self.db, &table_options(&self.shared), &table, &rows, !self.is_loaded)
             .map_err(|error| self.held.judge(error).context(format!("load into {:?}", self.path)))?;
         self.milestones.extend(milestone);
         self.is_loaded = true;
         Ok(())
     }
 
-    /// How much is loaded at a time: it is in memory twice while it is sorted, and
-    /// the other stores may be loaded too.
+    /// How much is loaded at a time: where its rows stand takes memory too, and the other
+    /// stores may be loaded as well.
     pub(super) fn load_bytes_max(&self) -> usize {
         (self.shared.settings.memory_bytes / 2 / self.held.count()).clamp(LOAD_BYTES_MIN, LOAD_BYTES_MAX)
     }

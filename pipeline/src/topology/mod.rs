@@ -216,7 +216,7 @@ pub struct Runtime {
     pub workers: Option<usize>,
     /// A name that survives restarts; `None` keeps one in the state directory.
     pub instance: Option<String>,
-    /// From the beginning of one transaction to that of the next, where no batch is full before.
+    /// From the beginning of one transaction of a partition to that of its next, where no batch is full before.
     pub commit_interval_ms: u64,
 }
 

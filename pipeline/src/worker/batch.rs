@@ -107,7 +107,7 @@ impl<M: Message> Batch<M> {
     }
 
     /// So many of the records of these partitions are dealt with, by a transaction that began and ended
-    /// then. What is left is as due as it was.
+    /// then. What it left of a partition is due behind those that it left altogether.
     pub(super) fn drop_first(
         &mut self,
         partitions: &[i32],
@@ -116,13 +116,15 @@ impl<M: Message> Batch<M> {
     ) {
         let mut records = records;
         for partition in partitions {
-            let place = (self.queues.range(..partition).count(), self.queues.len());
+            let rank = (self.queues.range(..partition).count(), self.queues.len());
             let Some(queue) = self.queues.get_mut(partition) else { continue };
             let taken = records.min(queue.records.len());
             records -= taken;
             queue.records.drain(..taken);
             if queue.records.is_empty() {
-                queue.due_at = self.pace.due_after(began, place);
+                queue.due_at = self.pace.due_after(began, rank);
+            } else if taken > 0 {
+                queue.due_at = began;
             }
         }
         self.rest_until = ended + REST;
@@ -144,8 +146,8 @@ pub(super) fn bytes(record: &impl Message) -> usize {
 
 /// When a partition's next transaction is due: transactions *begin* an interval apart. Would it be
 /// counted from the end of one, or from a batch's first record, a record would wait for its own
-/// transaction's time and for that of the one before, too. Each worker has beats of its own, between
-/// those of the others, and each half of its partitions, between those of the other half:
+/// transaction's time and for that of the one before, too. Each worker has beats of its own, and each
+/// half of its partitions; where workers have equally many, none is at the same time as another:
 /// transactions at the same time wait for each other's processors, and for the broker's.
 #[derive(Debug)]
 struct Pace {
@@ -156,11 +158,10 @@ struct Pace {
 }
 
 impl Pace {
-    /// The first beat after the beginning of the last one, for the partition that stands there among so
-    /// many of its worker.
-    fn due_after(&self, began: Instant, (place, partitions): (usize, usize)) -> Instant {
+    /// The first beat after a beginning, for the partition of this rank among so many of its worker.
+    fn due_after(&self, began: Instant, (rank, partitions): (usize, usize)) -> Instant {
         let phases = partitions.clamp(1, PHASES_MAX) as u32;
-        let phase = place as u32 % phases;
+        let phase = rank as u32 % phases;
         let first = (self.offset + self.interval * phase) / phases;
         let since_a_beat = began.saturating_duration_since(self.epoch) + self.interval - first;
         let since_last = since_a_beat.as_nanos() % self.interval.as_nanos().max(1);
@@ -213,13 +214,13 @@ mod tests {
     fn transactions_begin_on_the_beat_of_their_half_of_the_workers_partitions() {
         let epoch = Instant::now();
         let pace = Pace { interval: INTERVAL, epoch, offset: ms(50) };
-        let after = |began, place| pace.due_after(epoch + ms(began), place) - epoch;
+        let after = |began, rank| pace.due_after(epoch + ms(began), rank) - epoch;
         assert_eq!(after(151, (0, 1)), ms(250), "alone, on the worker's own beat");
         assert_eq!(after(150, (0, 1)), ms(250));
         assert_eq!(after(149, (0, 1)), ms(150), "the first beat after it began, however late it ended");
         assert_eq!(after(126, (0, 2)), ms(225), "of two, a quarter into the interval");
         assert_eq!(after(126, (1, 2)), ms(175), "and half an interval later");
-        assert_eq!([2, 3].map(|place| after(126, (place, 4))), [ms(225), ms(175)]);
+        assert_eq!([2, 3].map(|rank| after(126, (rank, 4))), [ms(225), ms(175)]);
         assert_eq!([10, 76].map(|began| after(began, (1, 2))), [ms(75), ms(175)]);
     }
 
@@ -239,7 +240,7 @@ mod tests {
         assert_eq!(batch.due(false, at(15)), [3]);
         assert_eq!(places(&batch, &[3]), [(3, 7), (3, 9)]);
         batch.drop_first(&[3], 2, (at(15), at(25)));
-        assert_eq!(batch.wait(at(35)), Some(ms(65)), "the other was done before, and waits for its own beat");
+        assert_eq!(batch.wait(at(35)), Some(ms(65)), "what came behind what is done waits for a beat");
         assert_eq!((batch.due(false, at(99)), batch.due(true, at(99))), (vec![], vec![0]));
         batch.push(record(3, 10));
         assert_eq!((batch.wait(at(40)), batch.due(false, at(50))), (Some(ms(10)), vec![3]));
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_transaction_left_is_the_next_ones_first() {
+    fn a_partition_that_is_never_done_keeps_none_waiting() {
         let mut batch = batch(5);
         let at = |time| epoch() + ms(time);
         for (partition, offset) in [(0, 1), (1, 1), (0, 2), (2, 1)] {
@@ -262,12 +263,20 @@ mod tests {
         assert!(batch.is_full());
         let all = batch.due(true, at(0));
         assert_eq!(places(&batch, &all), [(0, 1), (0, 2), (1, 1), (1, 2), (2, 1)]);
-        batch.drop_first(&all, 3, (at(0), at(10)));
-        assert_eq!((batch.records, batch.bytes), (2, 200));
+        batch.drop_first(&all, 1, (at(1), at(10)));
+        assert_eq!((batch.records, batch.bytes), (4, 400));
+        assert_eq!(batch.due(false, at(20)), [1, 2, 0], "it had its turn");
         batch.push(record(0, 3));
-        assert_eq!(batch.due(false, at(20)), [1, 2], "as due as before");
         let all = batch.due(true, at(20));
-        assert_eq!(places(&batch, &all), [(1, 2), (2, 1), (0, 3)]);
+        assert_eq!(places(&batch, &all), [(1, 1), (1, 2), (2, 1), (0, 2), (0, 3)]);
+        batch.drop_first(&all, 4, (at(20), at(30)));
+        batch.push(record(1, 3));
+        assert_eq!(
+            batch.due(false, at(40)),
+            [0],
+            "what is left is due at once, what is done waits for its beat"
+        );
+        assert_eq!(places(&batch, &batch.due(true, at(40))), [(0, 3), (1, 3)]);
     }
 
     #[test]

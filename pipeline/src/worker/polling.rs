@@ -44,7 +44,7 @@ impl Worker {
                 std::thread::sleep(wait);
                 wait = Duration::ZERO;
             }
-            let polled = consumer.poll(wait);
+            let polled = consumer.poll(whole_ms(wait));
             let came = polled.is_some();
             let changes = consumer
                 .context()
@@ -112,6 +112,25 @@ impl Worker {
             _ if fatal => Err(Trouble::Rebuild(format!("read {topic}: {error}"))),
             // librdkafka goes on by itself, and has said so in the log.
             _ => Ok(()),
+        }
+    }
+}
+
+/// rust-rdkafka (0.39) waits in whole milliseconds, and spends what is left of the last one asking
+/// without a pause (`BaseConsumer::poll_queue`).
+fn whole_ms(wait: Duration) -> Duration {
+    let ms = wait.as_nanos().div_ceil(Duration::from_millis(1).as_nanos());
+    Duration::from_millis(u64::try_from(ms).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_never_shorter_for_being_in_whole_milliseconds() {
+        for (micros, ms) in [(0, 0), (1, 1), (999, 1), (1_000, 1), (1_001, 2), (99_500, 100)] {
+            assert_eq!(whole_ms(Duration::from_micros(micros)), Duration::from_millis(ms), "{micros}");
         }
     }
 }

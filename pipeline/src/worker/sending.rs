@@ -49,7 +49,7 @@ pub(super) fn process(
     transaction: &mut Transaction<'_>,
     counts: &mut Counts,
 ) -> Result<Option<task::Outcome>, Trouble> {
-    // After an abort the batch comes again, perhaps with records of before a seek.
+    // After an abort its records come again, perhaps with more, and with some of before a seek.
     if raw.offset < running.position {
         return Ok(None);
     }
