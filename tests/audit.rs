@@ -16,6 +16,7 @@ use ticket_pipeline::topology::Topology;
 
 use crate::crash::{Kills, smallest_transactions};
 use crate::datasets::{self, HISTORIES, NASTY};
+use crate::lost_logs::{forget_offsets, hang_in};
 use crate::pipeline::{Pipeline, Settings};
 use crate::random::Random;
 use crate::story::{in_every_partition, moved, opened};
@@ -93,6 +94,23 @@ fn what_every_data_set_has_become_is_proven_and_so_is_the_state() {
 fn an_empty_pipeline_is_as_it_must_be() {
     let pipeline = Pipeline::new("audited-empty", &Settings::default());
     audit(&pipeline, &["--state"]).assert_clean();
+}
+
+#[test]
+fn what_a_first_transaction_wrote_that_was_aborted_is_no_state() {
+    let pipeline = Pipeline::new("audited-aborted", &Settings::default());
+    pipeline.set_shortest_session();
+    let hanging = hang_in(&pipeline, pipeline.logs()[1]);
+    hanging.abort_transaction(wait::PATIENCE).expect("it is aborted");
+    audit(&pipeline, &["--state"]).assert_clean();
+
+    pipeline.append(in_every_partition("T").iter().map(|uid| opened(uid)));
+    pipeline.run_until_caught_up();
+    audit(&pipeline, &["--state"]).assert_clean();
+    forget_offsets(&pipeline);
+    let audited = audit(&pipeline, &["--state"]);
+    assert_eq!(audited.code, Some(1), "{}", audited.text);
+    assert!(audited.text.contains("Kafka has forgotten it"), "{}", audited.text);
 }
 
 #[test]

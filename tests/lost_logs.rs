@@ -74,7 +74,7 @@ fn assert_refused_twice(pipeline: &Pipeline, what: &str) {
 }
 
 /// Kafka forgets the group.
-fn forget_offsets(pipeline: &Pipeline) {
+pub(crate) fn forget_offsets(pipeline: &Pipeline) {
     wait::until("the group has no members, and is forgotten", || {
         let forgotten = block_on(admin().delete_groups(&[pipeline.group()], &AdminOptions::new()));
         forgotten.is_ok_and(|groups| groups.iter().all(Result::is_ok)).then_some(())
@@ -238,7 +238,7 @@ fn end_of_all(pipeline: &Pipeline) -> TopicPartitionList {
 }
 
 /// As a broker leaves it that has lost a transaction's markers in a topic alone.
-fn hang_in(pipeline: &Pipeline, topic: &str) -> ThreadedProducer<DefaultProducerContext> {
+pub(crate) fn hang_in(pipeline: &Pipeline, topic: &str) -> ThreadedProducer<DefaultProducerContext> {
     let producer = open_transaction(pipeline);
     let record = BaseRecord::<(), [u8]>::to(topic).partition(0).payload(b"undecided");
     producer.send(record).map_err(|(error, _)| error).expect("a record");

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::reading::Range;
+use super::reading::{self, Progress, Range};
 use crate::clients::{self, Logs};
 use crate::commit_record::Ends;
 use crate::stage::Stage;
@@ -94,12 +94,13 @@ impl Cut {
         };
 
         let stages = Stage::all(topology);
-        let mut inputs = Vec::new();
+        let (mut inputs, mut groups) = (Vec::new(), Vec::new());
         for stage in stages {
-            let observer = client(&clients::observer_of(topology, *stage))?;
+            let group = Group::of(topology, *stage)?;
             for partition in 0..partitions(stage.topic(topology))? {
-                inputs.push(input(topology, *stage, &observer, partition)?);
+                inputs.push(input(topology, &group, &reader, partition)?);
             }
+            groups.push(group);
         }
         let rekeyed = stages.contains(&Stage::Rekey).then_some(topology.rekeyed_topic.as_str());
         let mut outputs = Vec::new();
@@ -123,11 +124,9 @@ impl Cut {
             wait_decided(&reader, &topology.changelog_topic, input.partition, ends.changelog, deadline)?;
             wait_decided(&reader, &topology.ids_topic, input.partition, ends.ids, deadline)?;
         }
-        for stage in stages {
-            let mut config = clients::log_reader(topology);
-            let reader = client(config.set("group.id", stage.group(topology)))?;
+        for Group { stage, reader, .. } in &groups {
             for input in inputs.iter_mut().filter(|input| input.stage == *stage) {
-                let found = committed(&reader, stage.topic(topology), input.partition, deadline)?;
+                let found = committed(reader, stage.topic(topology), input.partition, deadline)?;
                 let (reached, _) = found.unwrap_or((input.low, None));
                 input.reached = reached.max(input.committed);
             }
@@ -140,7 +139,26 @@ fn client(config: &rdkafka::ClientConfig) -> Result<BaseConsumer<Logs>> {
     config.create_with_context(Logs).context("create a client")
 }
 
-fn input(topology: &Topology, stage: Stage, observer: &BaseConsumer<Logs>, partition: i32) -> Result<Input> {
+/// Those who ask for a stage's committed offsets.
+struct Group {
+    stage: Stage,
+    /// For what is committed now.
+    observer: BaseConsumer<Logs>,
+    /// For what is committed when no transaction holds it back any more.
+    reader: BaseConsumer<Logs>,
+}
+
+impl Group {
+    fn of(topology: &Topology, stage: Stage) -> Result<Group> {
+        let mut config = clients::log_reader(topology);
+        let reader = client(config.set("group.id", stage.group(topology)))?;
+        Ok(Group { stage, observer: client(&clients::observer_of(topology, stage))?, reader })
+    }
+}
+
+fn input(topology: &Topology, group: &Group, logs: &BaseConsumer<Logs>, partition: i32) -> Result<Input> {
+    let Group { stage, observer, reader } = group;
+    let stage = *stage;
     let source = stage.topic(topology);
     let deadline = Instant::now() + ANSWER_TIMEOUT;
     let found = committed(observer, source, partition, deadline)?;
@@ -159,19 +177,42 @@ fn input(topology: &Topology, stage: Stage, observer: &BaseConsumer<Logs>, parti
         ),
         None => {
             // Of re-keying nothing tells here; what it wrote of this partition is then found as unexpected.
-            let ids = match stage {
-                Stage::Tickets => topics::bounds(observer, &topology.ids_topic, partition)?.1,
-                Stage::Rekey => 0,
-            };
-            ensure!(
-                ids == 0,
-                "group {} has no committed offset for {source} [{partition}], though there is state: Kafka has \
-                 forgotten it; {remedy}",
-                stage.group(topology)
-            );
+            if stage == Stage::Tickets && has_state(topology, observer, logs, partition)? {
+                // A first transaction may have been committed meanwhile.
+                let deadline = Instant::now() + clients::decided_within(topology);
+                ensure!(
+                    committed(reader, source, partition, deadline)?.is_some(),
+                    "group {} has no committed offset for {source} [{partition}], though there is state: Kafka has \
+                     forgotten it; {remedy}",
+                    stage.group(topology)
+                );
+                return input(topology, group, logs, partition);
+            }
             Ok(Input { stage, partition, low, committed: low, ends: None, reached: low })
         }
     }
+}
+
+/// Whether anything of a partition's ids log is committed. What a first transaction wrote that was
+/// aborted, or is to be, is no state.
+fn has_state(
+    topology: &Topology,
+    observer: &BaseConsumer<Logs>,
+    logs: &BaseConsumer<Logs>,
+    partition: i32,
+) -> Result<bool> {
+    let topic = &topology.ids_topic;
+    let (from, to) = topics::bounds(observer, topic, partition)?;
+    wait_decided(logs, topic, partition, to, Instant::now() + clients::decided_within(topology))?;
+    let mut has_any = from > 0;
+    if !has_any {
+        let range = Range { partition, from, to };
+        reading::read(topology, topic, &[range], &Progress::default(), |_| {
+            has_any = true;
+            Ok(())
+        })?;
+    }
+    Ok(has_any)
 }
 
 /// The committed position with what its metadata says.
